@@ -1,0 +1,72 @@
+"""The command line: one file per command, parsing and printing only."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import typer
+
+from fedlora.cli import assets, doctor, export, methods, simulate
+from fedlora.errors import FedLoRAError
+
+app = typer.Typer(
+    name="fedlora",
+    help="Federated LoRA fine-tuning, simulated over a radio link.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+app.command("simulate")(simulate.command)
+app.command("methods")(methods.command)
+app.command("doctor")(doctor.command)
+app.command("export")(export.command)
+app.add_typer(assets.app, name="assets")
+
+
+def _version(show: bool) -> None:
+    if show:
+        from fedlora import __version__
+
+        typer.echo(f"fedlora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", callback=_version, is_eager=True),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error.", envvar="FEDLORA_DEBUG"),
+) -> None:
+    if debug:
+        os.environ["FEDLORA_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Run the command line; a refused input is one error on stderr and the exit code of its class."""
+    _calm()
+    try:
+        app()
+    except FedLoRAError as error:
+        if os.environ.get("FEDLORA_DEBUG"):
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _calm() -> None:
+    """Keep libraries from phoning home, drawing bars of their own and warning about what a user cannot change."""
+    for key, value in {
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }.items():
+        os.environ.setdefault(key, value)

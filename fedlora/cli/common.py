@@ -1,0 +1,31 @@
+"""What several commands share: run files on the command line, and the output format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from importlib.resources import files
+from pathlib import Path
+
+from fedlora.config import RunConfig, load_config
+
+
+class Format(StrEnum):
+    """How a command prints its result."""
+
+    text = "text"
+    json = "json"
+
+
+def quickstart() -> Path:
+    """Return the shipped run file."""
+    return Path(str(files("fedlora") / "quickstart.toml"))
+
+
+def read_arguments(arguments: Sequence[str]) -> RunConfig:
+    """Return the configuration that `[RUN.toml] [key=value ...]` describe; without a file, the quickstart's."""
+    path = None
+    overrides = list(arguments)
+    if overrides and "=" not in overrides[0]:
+        path = Path(overrides.pop(0))
+    return load_config(path or quickstart(), overrides)

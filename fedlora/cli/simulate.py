@@ -1,0 +1,115 @@
+"""`fedlora simulate`: run simulated federated rounds."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedlora.cli.common import Format, read_arguments
+from fedlora.config import RunConfig
+from fedlora.errors import ConfigError, FedLoRAError
+
+
+def command(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[RUN.toml] [key=value ...]", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="New folder for the run; default: runs/<time>-<model>-<data>-<adapter>.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Folder of a run that was cut off; goes on from its newest checkpoint.")
+    ] = None,
+    format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.text,
+) -> None:
+    """Run simulated federated rounds; without a run file, the quickstart."""
+    if out is not None and resume is not None:
+        raise ConfigError("--out names a new run's folder and --resume an old one's: give one of them")
+    config, folder = _what_and_where(arguments or [], out, resume)
+    # Only now the heavy imports: a wrong key has been refused already.
+    from fedlora.runs.progress import Lines, Live
+    from fedlora.runs.simulate import simulate
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    console = Console(stderr=format is Format.json, soft_wrap=True)
+    progress = Live(console) if console.is_terminal else Lines(console)
+    try:
+        result = simulate(config, folder, resume=resume is not None, progress=progress)
+    except KeyboardInterrupt:
+        console.print(f"stopped. Go on with: fedlora simulate --resume {folder}")
+        raise
+    finally:
+        if isinstance(progress, Live):
+            progress.abort()
+    if format is Format.json:
+        typer.echo(json.dumps({"folder": str(result.folder), "summary": summary(result.rounds), "rounds": result.rounds}))
+    else:
+        console.print(_table(summary(result.rounds)))
+        console.print(f"run folder: {result.folder}", highlight=False)
+
+
+def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a run's outcome in a few numbers."""
+    first, last = rounds[0], rounds[-1]
+    return {
+        "rounds": last["round"],
+        "accuracy_before": first["test_accuracy"],
+        "accuracy_after": last["test_accuracy"],
+        "loss_before": first["test_loss"],
+        "loss_after": last["test_loss"],
+        "uplink_bytes": sum(row["uplink_bytes"] for row in rounds),
+        "downlink_bytes": sum(row["downlink_bytes"] for row in rounds),
+        "replies": sum(row["clients_selected"] - row["clients_failed"] for row in rounds),
+        "replies_failed": sum(row["clients_failed"] for row in rounds),
+        "wall_time_s": round(sum(row["wall_time_s"] for row in rounds), 3),
+    }
+
+
+def _what_and_where(arguments: list[str], out: Path | None, resume: Path | None) -> tuple[RunConfig, Path]:
+    if resume is None:
+        config = read_arguments(arguments)
+        return config, out or _default_folder(config)
+    from fedlora.runs.folder import RunFolder, holds_run
+
+    if arguments:  # the same run again, or a run that was cut off before its folder said what it was
+        return read_arguments(arguments), resume
+    if not holds_run(resume):
+        raise FedLoRAError(
+            f"{resume} holds no run to resume (no config.toml in it). Give the folder that `fedlora simulate` printed"
+        )
+    return RunFolder.open(resume).config, resume
+
+
+def _default_folder(config: RunConfig) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    parts = [Path(config.model.name).name, Path(config.data.name).stem, config.adapter.method]
+    base = Path("runs") / "-".join([stamp, *parts])
+    count, folder = 2, base
+    while folder.exists():
+        folder, count = base.with_name(f"{base.name}-{count}"), count + 1
+    return folder
+
+
+def _table(result: dict[str, Any]) -> Table:
+    from fedlora.runs.progress import size
+
+    table = Table(show_header=True, header_style="bold")
+    table.add_column("")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    table.add_row("test accuracy", f"{result['accuracy_before']:.4f}", f"{result['accuracy_after']:.4f}")
+    table.add_row("test loss", f"{result['loss_before']:.4f}", f"{result['loss_after']:.4f}")
+    table.add_section()
+    table.add_row("bytes up", "", size(result["uplink_bytes"]))
+    table.add_row("bytes down", "", size(result["downlink_bytes"]))
+    table.add_row("replies", "", f"{result['replies']} of {result['replies'] + result['replies_failed']}")
+    table.add_row("rounds", "", str(result["rounds"]))
+    table.add_row("time in rounds", "", f"{result['wall_time_s']:.1f} s")
+    return table

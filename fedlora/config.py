@@ -1,0 +1,275 @@
+"""The run file as one typed tree: read from TOML, overridden by `key=value`, checked before any work starts.
+
+Every key has its meaning and unit beside it here; the reference in the documentation is generated from this file. Names of
+methods, models and data sets are plain strings here and are checked against the registries by `fedlora.runs.prepare`, so
+that reading a run file costs no heavy import.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedlora.errors import ConfigError, suggest
+
+Precision = Literal["auto", "fp32", "bf16"]
+WireDtype = Literal["fp32", "bf16", "fp16", "int8"]
+
+
+class _Section(BaseModel):
+    """A part of the tree: unknown keys are errors, values do not change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelConfig(_Section):
+    """The frozen backbone."""
+
+    name: str = Field("minilm-l6", description="packaged short name, Hugging Face hub name, or local model folder")
+    revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
+    task: Literal["auto", "classification", "causal-lm"] = Field("auto", description="auto follows the data set")
+    image_size: int | None = Field(None, ge=8, description="side of the square input image, pixels; default: the model's own")
+
+
+class DataConfig(_Section):
+    """Where examples come from and how they are spread over clients."""
+
+    name: str = Field("trec-6", description="packaged short name, or path of a CSV, JSONL, Parquet file or `datasets` folder")
+    text_column: str = Field("text", description="column holding the text (own data)")
+    label_column: str = Field("label", description="column holding the label (own data)")
+    image_column: str = Field("image", description="column holding the image (own `datasets` folder)")
+    natural_column: str | None = Field(None, description="column naming the client an example belongs to (partition natural)")
+    partition: Literal["iid", "dirichlet", "natural", "shards"] = Field("dirichlet", description="how labels are spread")
+    alpha: float = Field(0.3, gt=0, description="Dirichlet concentration; smaller is more skewed")
+    shards_per_client: int = Field(2, ge=1, description="label shards dealt to each client (partition shards)")
+    max_length: int = Field(64, ge=4, description="longest text, tokens; longer ones are cut (causal LM: block length)")
+    max_examples: int | None = Field(None, ge=1, description="use at most this many training examples, chosen by seed")
+    max_test_examples: int | None = Field(None, ge=1, description="evaluate on at most this many test examples")
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="share held out for the server where the set has no test split")
+    client_test_fraction: float = Field(0.1, ge=0, lt=1, description="share of each client's examples that it never trains on")
+
+
+class AdapterConfig(_Section):
+    """The trainable parameterisation at the adapted sites."""
+
+    method: str = Field("ravan", description="registered adapter: see `fedlora methods`")
+    rank: int = Field(32, description="rank cap per site (ravan: per head)")
+    heads: int = Field(4, ge=1, description="ravan: number of heads")
+    alpha: float | None = Field(None, gt=0, description="scale is alpha / rank, fixed by the cap; default: alpha = rank")
+    init: str = Field("auto", description="initialisation of the frozen or first factors; auto is the method's own default")
+    targets: list[str] = Field(["auto"], description="name patterns of adapted projections; auto: attention query and value")
+    unit: Literal["heads", "block", "svd"] = Field("heads", description="ravan: what one unit of the rank vector means")
+    score: Literal["random", "weight", "gradient"] = Field("random", description="ravan: how a client picks its heads")
+
+
+class AggregatorConfig(_Section):
+    """How the replies of a round become the next global adapter."""
+
+    method: str = Field("ravan", description="registered aggregator: see `fedlora methods`")
+    weighting: Literal["auto", "uniform", "examples"] = Field("auto", description="client weights; auto is the method's own")
+
+
+class TrainingConfig(_Section):
+    """Local training at a client. Give `steps` or `epochs`, not both."""
+
+    steps: int | None = Field(None, ge=1, description="local mini-batches per round (default 20)")
+    epochs: float | None = Field(None, gt=0, description="local passes over the client's training part")
+    batch_size: int = Field(16, ge=1, description="examples per mini-batch")
+    lr: float = Field(5e-3, gt=0, description="learning rate of the adapter")
+    head_lr: float | None = Field(None, gt=0, description="learning rate of the task head; default: lr")
+    optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="fresh state every round")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw, L2 for adam and sgd")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="decay over the whole run")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the run with rising learning rate")
+    clip: float = Field(1.0, ge=0, description="gradient norm limit per client; 0 switches it off")
+    length_bucketing: bool = Field(True, description="batches of similar length, so that little is spent on padding")
+    precision: Precision = Field("fp32", description="bf16 runs under autocast; auto: bf16 where the hardware has it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_or_epochs(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            given = {key for key in ("steps", "epochs") if values.get(key) is not None}
+            if len(given) == 2:
+                raise ValueError("give either training.steps or training.epochs, not both")
+            if not given:
+                return {**values, "steps": 20}
+        return values
+
+
+class WireConfig(_Section):
+    """What crosses the link."""
+
+    dtype: WireDtype = Field("fp32", description="number format of payload tensors; int8 has one scale per row")
+    downlink: Literal["broadcast", "sliced"] = Field("broadcast", description="whole adapter, or each client's own prefix")
+
+
+class PolicyConfig(_Section):
+    """Who chooses the rank vectors."""
+
+    name: str = Field("full", description="registered policy: see `fedlora methods`")
+    options: dict[str, Any] = Field({}, description="arguments of the policy")
+
+
+class EvaluationConfig(_Section):
+    """When and on what the global adapter is measured."""
+
+    every: int = Field(1, ge=1, description="rounds between evaluations on the server's test set (the last is always measured)")
+    batch_size: int = Field(256, ge=1, description="examples per evaluation batch")
+    clients: bool = Field(True, description="clients also measure the received adapter on their own held-out part")
+
+
+class OutputConfig(_Section):
+    """What the run folder keeps."""
+
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
+    tensorboard: bool = Field(True, description="write TensorBoard events")
+
+
+class RayConfig(_Section):
+    """Resources of Flower's own simulation engine (engine = "ray")."""
+
+    num_cpus: int | None = Field(None, ge=1, description="CPUs Ray may use; default: all")
+    client_cpus: float = Field(1.0, gt=0, description="CPUs per simulated client")
+    client_gpus: float = Field(0.0, ge=0, description="share of a GPU per simulated client")
+
+
+class RunConfig(_Section):
+    """One run: what `fedlora simulate` reads, resolves and stores in the run folder."""
+
+    seed: int = Field(0, ge=0, description="root of every stream of randomness")
+    rounds: int = Field(10, ge=1, description="federated rounds")
+    clients: int = Field(20, ge=1, description="clients in the federation")
+    clients_per_round: int = Field(5, ge=1, description="clients drawn each round, uniformly without replacement")
+    engine: Literal["batched", "ray"] = Field("batched", description="batched: all clients at once, in process; ray: Flower's")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    aggregator: AggregatorConfig = AggregatorConfig()
+    training: TrainingConfig = TrainingConfig(steps=20)
+    wire: WireConfig = WireConfig()
+    policy: PolicyConfig = PolicyConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    output: OutputConfig = OutputConfig()
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if self.clients_per_round > self.clients:
+            raise ValueError(
+                f"clients_per_round = {self.clients_per_round} is more than clients = {self.clients}; lower the first or raise the second"
+            )
+        if self.adapter.rank < 1:
+            raise ValueError(f"adapter.rank = {self.adapter.rank} trains nothing; the smallest rank is 1")
+        return self
+
+    def to_toml(self) -> str:
+        """Return the whole tree as TOML; keys that are unset are left out."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def load_config(
+    path: str | Path | None = None, overrides: Iterable[str] = (), base: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """Read a run file and apply `key=value` overrides.
+
+    Args:
+        path: TOML file, or None to start from `base`.
+        overrides: Strings such as "adapter.rank=8"; the value is read as TOML, and as plain text where that fails.
+        base: Tree to start from where no file is given; default: all defaults.
+
+    Raises:
+        ConfigError: Unreadable file, unknown key or bad value; names the nearest valid one.
+    """
+    tree: dict[str, Any] = _read(Path(path)) if path is not None else _copy(base or {})
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"'{text}' is not an override. Write key=value, for example training.lr=0.001")
+        _assign(tree, key.strip(), _value(value.strip()))
+    return parse_config(tree)
+
+
+def parse_config(tree: Mapping[str, Any]) -> RunConfig:
+    """Check a plain tree and return it typed (errors as in `load_config`)."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(item) for item in error.errors())) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no run file {path}. Check the path, or leave it out to run the quickstart") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the run file {path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"the run file {path} is not valid TOML: {error}") from None
+
+
+def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"'{key}' cannot be set: '{parent}' is a value, not a section")
+    tree[leaf] = value
+    # Steps and epochs exclude each other; an override replaces whichever the file had.
+    other = {"steps": "epochs", "epochs": "steps"}.get(leaf)
+    if parents == ["training"] and other:
+        tree.pop(other, None)
+
+
+def _explain(item: Any) -> str:
+    """Turn one pydantic error into a sentence that names the key and the nearest valid one."""
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        section = _section(item["loc"][:-1])
+        elsewhere = [key for key in all_keys() if key.rpartition(".")[2] == item["loc"][-1]]
+        hint = f"Did you mean '{elsewhere[0]}'?" if elsewhere else suggest(str(item["loc"][-1]), section.model_fields)
+        return f"unknown key '{where}'. {hint}"
+    if item["type"] == "literal_error":
+        field = _section(item["loc"][:-1]).model_fields[str(item["loc"][-1])]
+        return f"unknown value '{item['input']}' for {where}. {suggest(str(item['input']), map(str, get_args(field.annotation)))}"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return f"{where} = {item['input']!r}: {message}" if where and item["type"] != "value_error" else message
+
+
+def _section(loc: Iterable[Any]) -> type[BaseModel]:
+    section: type[BaseModel] = RunConfig
+    for part in loc:
+        annotation = section.model_fields[str(part)].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            section = annotation
+    return section
+
+
+def all_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """Return every key of the tree in dotted form, in the order of this file."""
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += all_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys

@@ -1,0 +1,1 @@
+"""The federated round on Flower: strategy, client, in-process grid, policies."""

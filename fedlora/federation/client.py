@@ -1,0 +1,177 @@
+"""The client's side of a round: read the message, train at the ranks it names, write the reply.
+
+One code path serves every engine. `answer` takes any number of messages; Flower's ClientApp hands it one, BatchedGrid all of a
+round, which are then trained as one stacked batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedlora.adapters import Selection, Tensors
+from fedlora.aggregation import GlobalState
+from fedlora.config import RunConfig
+from fedlora.errors import FedLoRAError
+from fedlora.federation.workbench import Workbench, cached_workbench
+from fedlora.training.chunks import train_in_chunks
+from fedlora.training.evaluation import evaluate
+from fedlora.training.local import Job, Outcome, Start
+from fedlora.wire import TensorSpec, decode, encode, from_record, to_record
+
+CLIENT_FAILED = 100
+"""Error code of a reply that says why a client has no update to give."""
+
+
+def make_client_app(config: RunConfig) -> ClientApp:
+    """Return the ClientApp of a run; model and data are loaded once per process, at the first message."""
+    app = ClientApp()
+    text = config.model_dump_json()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return answer(cached_workbench(text), [message], [context])[0]
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        return introduce(cached_workbench(text), message, context)
+
+    return app
+
+
+def introduce(bench: Workbench, message: Message, context: Context) -> Message:
+    """Answer the server's question who stands behind a node: its client number and how many examples it holds."""
+    client = client_of(context)
+    metrics = MetricRecord({"client": client, "num-examples": len(bench.parts[client]), "held-examples": len(bench.held[client])})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+def answer(bench: Workbench, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
+    """Train what the messages ask for and return one reply each, in order.
+
+    A client that cannot train replies with an error that says why; the others are not affected.
+    """
+    replies: dict[int, Message] = {}
+    jobs: list[tuple[int, Job]] = []
+    starts: dict[int, Start] = {}
+    for index, (message, context) in enumerate(zip(messages, contexts, strict=True)):
+        try:
+            jobs.append((index, _read(bench, message, client_of(context), starts)))
+        except FedLoRAError as error:
+            replies[index] = _failed(message, str(error))
+    measured = _measure(bench, [job for _, job in jobs])
+    outcomes = train_in_chunks(bench.backbone, bench.train, [job for _, job in jobs], bench.config.training, bench.chunk)
+    for (index, job), outcome, metrics in zip(jobs, outcomes, measured, strict=True):
+        replies[index] = _write(bench, messages[index], contexts[index], job, outcome, metrics)
+    return [replies[index] for index in range(len(messages))]
+
+
+def client_of(context: Context) -> int:
+    """Return which client of the partition a node stands for."""
+    return int(cast(int, context.node_config["partition-id"]))
+
+
+def _read(bench: Workbench, message: Message, client: int, starts: dict[int, Start]) -> Job:
+    """Decode one message; messages that carry the same broadcast share the decoded start."""
+    config = cast(ConfigRecord, message.content["config"])
+    round_number, ranks = int(cast(int, config["round"])), [int(rank) for rank in cast(list[int], config["ranks"])]
+    data = from_record(message.content.array_records["arrays"])
+    selections = None
+    if bench.config.wire.downlink == "sliced":
+        start, selections = _place_slices(bench, decode(data, bench.config.wire.dtype, tag=round_number), ranks, round_number)
+    else:
+        if id(data) not in starts:
+            tensors = decode(data, bench.config.wire.dtype, tag=round_number)
+            starts[id(data)] = bench.start(GlobalState.from_flat(tensors, len(bench.adapters)), round_number)
+        start = starts[id(data)]
+    return Job(client, round_number, bench.config.rounds, ranks, bench.parts[client], start, selections)
+
+
+def _place_slices(bench: Workbench, tensors: Tensors, ranks: list[int], round_number: int) -> tuple[Start, list[Selection]]:
+    """Turn a client's own slice of the adapter into a start; components that were not sent are zero."""
+    sliced = GlobalState.from_flat(tensors, len(bench.adapters))
+    selections = []
+    for index, (adapter, rank) in enumerate(zip(bench.adapters, ranks, strict=True)):
+        zeros = {name: torch.zeros(shape) for name, shape in adapter.state_shapes.items()}
+        selections.append(adapter.selection_of(sliced.sites[index], rank))
+        sliced.sites[index] = adapter.place(sliced.sites[index], rank, zeros)[0]
+    return bench.start(sliced, round_number), selections
+
+
+def _measure(bench: Workbench, jobs: list[Job]) -> list[dict[str, float | int]]:
+    """Measure what each client received on its own held-out part; clients that share a start are measured in one pass."""
+    if not bench.config.evaluation.clients:
+        return [{} for _ in jobs]
+    results: list[dict[str, float | int]] = [{} for _ in jobs]
+    for start in {id(job.start): job.start for job in jobs}.values():
+        group = [index for index, job in enumerate(jobs) if job.start is start and len(bench.held[job.client])]
+        if not group:
+            continue
+        indices = np.concatenate([bench.held[jobs[index].client] for index in group])
+        scores = evaluate(bench.backbone, bench.train, indices, start, bench.config.evaluation.batch_size)
+        at = 0
+        for index in group:
+            count = len(bench.held[jobs[index].client])
+            accuracy, loss = scores.summary(slice(at, at + count))
+            results[index] = {"held-accuracy": accuracy, "held-loss": loss, "held-examples": count}
+            at += count
+    return results
+
+
+def _write(
+    bench: Workbench, message: Message, context: Context, job: Job, outcome: Outcome, measured: dict[str, float | int]
+) -> Message:
+    if outcome.failure:
+        return _failed(message, outcome.failure)
+    residual = _read_residual(bench, context)
+    tensors: Tensors = {f"head/{name}": tensor for name, tensor in outcome.head.items()}
+    kept: Tensors = {}
+    for index, adapter in enumerate(bench.adapters):
+        sent, left = adapter.upload(
+            outcome.sites[index], job.start.sites[index], residual.sites[index], outcome.selections[index]
+        )
+        tensors |= {f"{index}/{name}": tensor for name, tensor in sent.items()}
+        kept |= {f"{index}/{name}": tensor for name, tensor in left.items()}
+    if kept:
+        context.state["residual"] = to_record(encode(kept, "fp32"))
+    metrics: dict[str, float | int] = {
+        "client": job.client,
+        "num-examples": outcome.examples,
+        "train-loss": outcome.loss,
+        "steps": outcome.steps,
+        "tokens": outcome.tokens,
+        "seconds": outcome.seconds,
+    }
+    content = RecordDict(
+        {
+            "arrays": to_record(encode(tensors, bench.config.wire.dtype, tag=job.round)),
+            "metrics": MetricRecord({**metrics, **measured}),
+        }
+    )
+    return Message(content, reply_to=message)
+
+
+def _read_residual(bench: Workbench, context: Context) -> GlobalState:
+    """Return what the client kept back in earlier rounds (unit = svd), empty where there is nothing."""
+    tensors = decode(from_record(context.state.array_records["residual"]), "fp32") if "residual" in context.state else {}
+    return GlobalState.from_flat(tensors, len(bench.adapters))
+
+
+def _failed(message: Message, reason: str) -> Message:
+    return Message(Error(CLIENT_FAILED, reason), reply_to=message)
+
+
+def reply_spec(bench: Workbench, ranks: Sequence[int]) -> dict[str, TensorSpec]:
+    """Return the schema of the reply of a client with these ranks, head first, as `_write` orders it."""
+    spec = {f"head/{name}": TensorSpec(tuple(tensor.shape)) for name, tensor in bench.backbone.initial_head().items()}
+    for index, (adapter, rank) in enumerate(zip(bench.adapters, ranks, strict=True)):
+        spec |= {f"{index}/{name}": item for name, item in adapter.spec(rank).items()}
+    return spec
+
+
+__all__ = ["CLIENT_FAILED", "MessageType", "answer", "client_of", "introduce", "make_client_app", "reply_spec"]

@@ -1,0 +1,219 @@
+"""The round, as one Flower strategy: choose clients and ranks, send, validate, aggregate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
+from fedlora.adapters import Tensors
+from fedlora.aggregation import GlobalState, Update
+from fedlora.errors import PayloadError
+from fedlora.federation.client import reply_spec
+from fedlora.federation.policy import Observation, PolicySetup, Ranks, legal, make_policy
+from fedlora.federation.workbench import Workbench
+from fedlora.streams import stream
+from fedlora.wire import decode, encode, from_record, record_size, to_record
+
+
+@dataclass
+class ServerState:
+    """All that crosses a round on the server's side; a checkpoint is this and nothing else.
+
+    Attributes:
+        round: Rounds done.
+        adapter: The global state.
+        previous: Ranks of each client when it last took part, `[clients, sites]`.
+    """
+
+    round: int
+    adapter: GlobalState
+    previous: Ranks
+
+
+@dataclass
+class RoundRecord:
+    """What one round gave: totals, and one row per client that was asked."""
+
+    round: int
+    clients: list[dict[str, Any]] = field(default_factory=list)
+    coverage: float = 0.0
+
+    def done(self) -> list[dict[str, Any]]:
+        """Return the rows of the clients whose updates count."""
+        return [row for row in self.clients if row["status"] == "ok"]
+
+
+class RoundStrategy(Strategy):
+    """The federated round of fedlora, the same for every engine.
+
+    Flower's own loop (`Strategy.start`) drives it. A resumed run starts that loop anew for the rounds that are left, so rounds
+    are counted from `state.round`.
+
+    Args:
+        bench: Model, adapters, aggregator and configuration.
+        roster: Client number -> (node id, training examples), as the nodes introduced themselves.
+        state: Where the run stands.
+    """
+
+    def __init__(self, bench: Workbench, roster: dict[int, tuple[int, int]], state: ServerState) -> None:
+        self.bench, self.roster, self.state = bench, roster, state
+        self.offset = state.round
+        config = bench.config
+        caps = np.array([adapter.cap for adapter in bench.adapters], np.int64)
+        units = np.array([adapter.unit for adapter in bench.adapters], np.int64)
+        self.policy = make_policy(
+            config.policy.name, config.policy.options, PolicySetup(config.seed, config.clients, caps, units)
+        )
+        self.caps, self.units = caps, units
+        self.record = RoundRecord(state.round)
+        self._rows: dict[int, dict[str, Any]] = {}
+
+    def summary(self) -> None:
+        """Flower asks for a log of the settings; the run folder has them all."""
+
+    def broadcast(self) -> ArrayRecord:
+        """Return the global state as the message of the next round."""
+        return to_record(encode(self.state.adapter.flat(), self.bench.config.wire.dtype, tag=self.state.round + 1))
+
+    # -- down --------------------------------------------------------------------------------------------------------
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """Draw clients, let the policy choose their ranks, and return one message each."""
+        number = server_round + self.offset
+        self.record, self._rows = RoundRecord(number), {}
+        chosen = self._draw(number)
+        ranks = self._ranks(number, chosen)
+        shared = self.broadcast() if self.bench.config.wire.downlink == "broadcast" else None
+        messages = []
+        for client, own in zip(chosen.tolist(), ranks, strict=True):
+            record = shared or self._slice(client, own, number)
+            node = self.roster[client][0]
+            content = RecordDict({"arrays": record, "config": ConfigRecord({"round": number, "ranks": own.tolist()})})
+            messages.append(Message(content, dst_node_id=node, message_type=MessageType.TRAIN, group_id=str(number)))
+            self._rows[node] = {
+                "round": number,
+                "client": client,
+                "status": "no reply",
+                "ranks": own.tolist(),
+                "mean_rank": float(own.mean()),
+                "downlink_bytes": record_size(record),
+                "uplink_bytes": 0,
+            }
+            self.state.previous[client] = own
+        return messages
+
+    def _draw(self, number: int) -> NDArray[np.int64]:
+        there = np.array(sorted(self.roster), np.int64)
+        count = min(self.bench.config.clients_per_round, len(there))
+        return np.sort(stream(self.bench.config.seed, "clients", number).choice(there, count, replace=False))
+
+    def _ranks(self, number: int, chosen: NDArray[np.int64]) -> Ranks:
+        observation = Observation(
+            round=number,
+            rounds=self.bench.config.rounds,
+            clients=chosen,
+            examples=np.array([self.roster[int(client)][1] for client in chosen], np.int64),
+            caps=self.caps,
+            units=self.units,
+            previous=self.state.previous[chosen],
+        )
+        return legal(self.policy.choose(observation), self.bench.adapters)
+
+    def _slice(self, client: int, ranks: Ranks, number: int) -> ArrayRecord:
+        """Return the part of the adapter that one client gets when wire.downlink = "sliced"."""
+        rng = stream(self.bench.config.seed, "head choice", number, client)
+        sliced = []
+        for adapter, site, rank in zip(self.bench.adapters, self.state.adapter.sites, ranks, strict=True):
+            sliced.append(adapter.slice(site, adapter.select(int(rank), adapter.head_scores(site, None, rng))))
+        return to_record(encode(GlobalState(sliced, self.state.adapter.head).flat(), self.bench.config.wire.dtype, tag=number))
+
+    # -- up ----------------------------------------------------------------------------------------------------------
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Validate replies, aggregate what is sound, and move the global state on.
+
+        A reply that is wrong is named, counted and left out. Where none is sound the round is void: the state stays as it is.
+        """
+        number = server_round + self.offset
+        updates = [update for reply in replies if (update := self._accept(number, reply)) is not None]
+        if updates:
+            adapter, coverage = self.bench.aggregator.aggregate(updates, self.state.adapter, number)
+            self.state.adapter = adapter
+            self.record.coverage = float(np.mean(coverage))
+        self.state.round = number
+        self.record.clients = sorted(self._rows.values(), key=lambda row: int(row["client"]))
+        return self.broadcast(), None
+
+    def _accept(self, number: int, reply: Message) -> Update | None:
+        """Return the reply as an update, or None after noting in the client's row why it does not count."""
+        row = self._rows.get(reply.metadata.src_node_id)
+        if row is None or row["status"] != "no reply":
+            return None  # not asked this round, or answering twice
+        if reply.has_error():
+            row["status"] = f"failed: {(reply.error.reason or 'no reason given').strip().splitlines()[-1]}"
+            return None
+        try:
+            metrics = cast(dict[str, float], dict(reply.content["metrics"]))
+            data = from_record(reply.content.array_records["arrays"])
+            row["uplink_bytes"] = len(data)
+            tensors = decode(data, self.bench.config.wire.dtype, reply_spec(self.bench, row["ranks"]), tag=number)
+            update = self._update(row, tensors)
+        except PayloadError as error:
+            row["status"] = f"rejected: {error}"
+            return None
+        except KeyError as error:
+            row["status"] = f"rejected: schema: the reply has no record {error}"
+            return None
+        row["status"] = "ok"
+        for key in ("train-loss", "steps", "tokens", "seconds", "held-accuracy", "held-loss", "held-examples"):
+            if key in metrics:
+                row[key.replace("-", "_")] = metrics[key]
+        row["examples"] = update.examples
+        return update
+
+    def _update(self, row: dict[str, Any], tensors: Tensors) -> Update:
+        """Return the validated update; the number of examples is the roster's, not what a reply claims.
+
+        Placing each site once here surfaces indices out of range before the reply counts as sound.
+        """
+        state = GlobalState.from_flat(tensors, len(self.bench.adapters))
+        for adapter, site, rank in zip(self.bench.adapters, state.sites, row["ranks"], strict=True):
+            adapter.selection_of(site, rank)
+        return Update(row["client"], self.roster[row["client"]][1], row["ranks"], state.sites, state.head)
+
+    # -- evaluation at clients travels with training (see client.py), so Flower's own evaluation step is empty ---------
+
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """Ask nobody: clients measure the received adapter before they train it."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Return nothing: there are no evaluation replies."""
+        return None
+
+
+def call_roll(grid: Grid, wanted: int, timeout: float = 600.0) -> dict[int, tuple[int, int]]:
+    """Ask all nodes who they are; return client number -> (node id, training examples).
+
+    Waits until `wanted` nodes are online or `timeout` seconds have passed.
+    """
+    deadline = time.monotonic() + timeout
+    nodes = sorted(grid.get_node_ids())
+    while len(nodes) < wanted and time.monotonic() < deadline:
+        time.sleep(0.2)
+        nodes = sorted(grid.get_node_ids())
+    messages = [Message(RecordDict({}), dst_node_id=node, message_type=MessageType.QUERY, group_id="roll") for node in nodes]
+    roster: dict[int, tuple[int, int]] = {}
+    for reply in grid.send_and_receive(messages, timeout=timeout):
+        if not reply.has_error():
+            metrics = reply.content.metric_records["metrics"]
+            roster[int(cast(int, metrics["client"]))] = (reply.metadata.src_node_id, int(cast(int, metrics["num-examples"])))
+    return roster

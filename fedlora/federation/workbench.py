@@ -1,0 +1,114 @@
+"""Everything a process needs to take part in a run, built once from its configuration: model, data, partition, aggregator."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from fedlora.adapters import Adapter
+from fedlora.aggregation import AGGREGATORS, Aggregator, GlobalState
+from fedlora.config import RunConfig, parse_config
+from fedlora.data.base import DataSet
+from fedlora.data.load import load_data
+from fedlora.data.partition import partition, split_client
+from fedlora.errors import ConfigError
+from fedlora.models import load_model
+from fedlora.training.backbone import Backbone
+from fedlora.training.batches import Indices, Prepared, prepare
+from fedlora.training.chunks import chunk_size
+from fedlora.training.device import place
+from fedlora.training.local import Start
+
+
+@dataclass
+class Workbench:
+    """What a server or a client works with.
+
+    Attributes:
+        config: The run's configuration.
+        dataset: Names and raw examples.
+        train: Training examples, ready for the model.
+        test: The server's held-out test set.
+        parts: Per client, the examples it trains on.
+        held: Per client, the examples it only measures on.
+        chunk: Clients trained at once.
+    """
+
+    config: RunConfig
+    dataset: DataSet
+    backbone: Backbone
+    aggregator: Aggregator
+    train: Prepared
+    test: Prepared
+    parts: list[Indices]
+    held: list[Indices]
+    chunk: int
+
+    @property
+    def adapters(self) -> list[Adapter]:
+        """The adapter of each site, in canonical order."""
+        return self.backbone.adapters
+
+    def start(self, state: GlobalState, round_number: int) -> Start:
+        """Return what training or evaluation starts from, given a global state."""
+        pairs = [self.aggregator.start(index, site, round_number) for index, site in enumerate(state.sites)]
+        return Start([site for site, _ in pairs], [merge for _, merge in pairs], state.head)
+
+    def test_indices(self) -> Indices:
+        """Return the whole server test set."""
+        return np.arange(len(self.test.examples), dtype=np.int64)
+
+
+def build(config: RunConfig) -> Workbench:
+    """Load model and data and partition them.
+
+    Raises:
+        FedLoRAError: Whatever of the configuration cannot work, before any training.
+    """
+    check_combination(config)
+    dataset = load_data(config.data, config.seed, config.model.task)
+    parts = partition(dataset.train, config.data, config.clients, config.seed)
+    placement = place(config.device, config.training.precision)
+    loaded = load_model(config.model, "text" if dataset.train.images is None else "image", dataset.task, dataset.label_names)
+    backbone = Backbone(loaded, config.adapter, config.seed, placement)
+    aggregator = AGGREGATORS.get(config.aggregator.method)(backbone.adapters, config.aggregator.weighting)
+    if config.wire.downlink == "sliced" and not aggregator.sliced_downlink:
+        raise ConfigError(
+            f"wire.downlink = 'sliced' does not fit aggregator.method = '{config.aggregator.method}': use 'broadcast'"
+        )
+    train = prepare(dataset.train, loaded, config.data.max_length)
+    split = [split_client(part, config.data.client_test_fraction, config.seed, client) for client, part in enumerate(parts)]
+    return Workbench(
+        config=config,
+        dataset=dataset,
+        backbone=backbone,
+        aggregator=aggregator,
+        train=train,
+        test=prepare(dataset.test, loaded, config.data.max_length),
+        parts=[own for own, _ in split],
+        held=[rest for _, rest in split],
+        chunk=chunk_size(backbone, train, config.training, config.clients_per_round),
+    )
+
+
+def check_combination(config: RunConfig) -> None:
+    """Refuse what cannot work together, as far as the configuration alone tells (ConfigError)."""
+    if config.adapter.method == "ravan" and config.wire.downlink == "sliced":
+        if config.adapter.unit == "svd":
+            raise ConfigError(
+                "adapter.unit = 'svd' compresses what goes up; wire.downlink = 'sliced' has nothing to cut. Use 'broadcast'"
+            )
+        if config.adapter.score == "gradient":
+            raise ConfigError(
+                "adapter.score = 'gradient' needs all heads at the client; with wire.downlink = 'sliced' the server picks them. "
+                "Use score = 'random' or 'weight'"
+            )
+
+
+@lru_cache(maxsize=1)
+def cached_workbench(config_json: str) -> Workbench:
+    """Return the workbench of a configuration given as JSON, built once per process (Flower's Ray actors, edge trainers)."""
+    return build(parse_config(json.loads(config_json)))

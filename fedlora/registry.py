@@ -1,0 +1,84 @@
+"""One registry for everything that a run file chooses by name.
+
+A kind ("adapter", "aggregator", "policy", "model", "data", ...) maps names to entries. fedlora registers its own by
+decorator; a third-party package registers through a Python entry point in the group `fedlora.<kind>s`, whose value is the
+object itself, so that nothing has to be imported uphill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Generic, TypeVar
+
+from fedlora.errors import UnknownNameError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry(Generic[T]):
+    """What is known of one registered name: the object, one line about it, and where it comes from."""
+
+    name: str
+    value: T
+    summary: str
+    source: str
+
+
+class Registry(Generic[T]):
+    """Names of one kind.
+
+    Args:
+        kind: What the names stand for, as error messages call it ("adapter method").
+        group: The entry-point group that other packages add to, or None for a closed registry.
+    """
+
+    def __init__(self, kind: str, group: str | None = None) -> None:
+        self.kind = kind
+        self.group = group
+        self._entries: dict[str, Entry[T]] = {}
+
+    def add(self, name: str, value: T, summary: str = "", source: str = "fedlora") -> T:
+        """Register `value` under `name`; the same name twice is a programming error."""
+        if name in self._entries:
+            raise ValueError(f"{self.kind} '{name}' is registered twice")
+        self._entries[name] = Entry(name, value, summary, source)
+        return value
+
+    def register(self, name: str, summary: str = "") -> Callable[[T], T]:
+        """Return a decorator that registers a class or function under `name`."""
+        return lambda value: self.add(name, value, summary)
+
+    def names(self) -> list[str]:
+        """Return all names, those of other packages included, without importing these packages."""
+        return sorted({*self._entries, *(point.name for point in self._points())})
+
+    def entries(self) -> list[Entry[T]]:
+        """Return all entries by name; loads the packages that provide them."""
+        return [self.entry(name) for name in self.names()]
+
+    def entry(self, name: str) -> Entry[T]:
+        """Return the entry called `name`.
+
+        Raises:
+            UnknownNameError: No such name; the message names the nearest one.
+        """
+        if name not in self._entries:
+            for point in self._points():
+                if point.name == name:
+                    value: T = point.load()
+                    doc = (getattr(value, "__doc__", None) or "").strip().partition("\n")[0]
+                    self.add(name, value, getattr(value, "summary", doc), point.value.partition(":")[0])
+                    break
+            else:
+                raise UnknownNameError(self.kind, name, self.names())
+        return self._entries[name]
+
+    def get(self, name: str) -> T:
+        """Return what is registered as `name` (see `entry`)."""
+        return self.entry(name).value
+
+    def _points(self) -> list[EntryPoint]:
+        return list(entry_points(group=self.group)) if self.group else []

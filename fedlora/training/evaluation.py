@@ -1,0 +1,42 @@
+"""Measure a global state on examples: large batches sorted by length, so that little is spent on padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedlora.training.backbone import Backbone
+from fedlora.training.batches import Indices, Prepared
+from fedlora.training.local import Start
+
+
+@dataclass(frozen=True)
+class PerExample:
+    """Per example, in the order asked for: summed loss, correct predictions, predictions made."""
+
+    loss: NDArray[np.float64]
+    correct: NDArray[np.float64]
+    count: NDArray[np.float64]
+
+    def summary(self, part: slice = slice(None)) -> tuple[float, float]:
+        """Return (accuracy, mean loss) over a part of the examples; for a causal LM over tokens."""
+        count = float(self.count[part].sum()) or 1.0
+        return float(self.correct[part].sum()) / count, float(self.loss[part].sum()) / count
+
+
+def evaluate(backbone: Backbone, prepared: Prepared, indices: Indices, start: Start, batch_size: int) -> PerExample:
+    """Return the scores of the model with `start` on the examples at `indices`."""
+    backbone.set_merge(start.merges)
+    rows = backbone.layout.row([a.params(s) for a, s in zip(backbone.adapters, start.sites, strict=True)], start.head)
+    backbone.bind(*backbone.layout.views(rows.to(backbone.placement.device, torch.float32).unsqueeze(0)))
+    order = np.argsort(prepared.lengths[indices], kind="stable")
+    result = np.zeros((3, len(indices)))
+    with torch.inference_mode(), backbone.kernels():
+        for at in range(0, len(order), batch_size):
+            part = order[at : at + batch_size]
+            scores = backbone.score(prepared.batch(indices[part], backbone.placement.device))
+            result[:, part] = torch.stack([scores.loss, scores.correct, scores.count]).double().cpu().numpy()
+    return PerExample(result[0], result[1], result[2])
