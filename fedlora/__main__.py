@@ -1,7 +1,5 @@
 """`python -m fedlora` is the command `fedlora`."""
 
-import sys
-
 from fedlora.cli import main
 
-sys.exit(main())
+main()

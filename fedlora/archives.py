@@ -80,7 +80,14 @@ def download(archive: Archive, folder: Path) -> Path:
         apt = shutil.which("apt-get")
         if apt is None:
             raise AssetError("apt-get is not on this system")
-        _run([apt, "download", "-q", f"{archive.package}={archive.version}"], "apt-get", folder)
+        try:
+            _run([apt, "download", "-q", f"{archive.package}={archive.version}"], "apt-get", folder)
+        except AssetError as error:
+            # Another release of the distribution may carry the same files under another version.
+            try:
+                _run([apt, "download", "-q", archive.package], "apt-get", folder)
+            except AssetError:
+                raise error from None
     found = [path for path in folder.iterdir() if path.suffix in (".whl", ".deb")]
     if len(found) != 1:
         raise AssetError(f"expected one archive, got {[path.name for path in found] or 'none'}")

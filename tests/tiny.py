@@ -27,7 +27,7 @@ _ENDS: dict[str, Any] = {"bos_token_id": _CLS, "eos_token_id": _SEP, "pad_token_
 VOCABULARY = {word: number for number, word in enumerate((*_SPECIALS.values(), *WORDS))}
 
 
-def tiny_text_model(  # noqa: PLR0913 - a test builder: every argument but the folder has a default
+def tiny_text_model(
     folder: Path,
     architecture: str = "bert",
     classes: int = 3,
@@ -59,7 +59,7 @@ def tiny_text_model(  # noqa: PLR0913 - a test builder: every argument but the f
     return folder
 
 
-def tiny_image_model(  # noqa: PLR0913
+def tiny_image_model(
     folder: Path,
     architecture: str = "vit",
     classes: int = 3,
@@ -116,7 +116,7 @@ def _save(class_name: str, config: PretrainedConfig, folder: Path, seed: int) ->
 @contextmanager
 def _private_generator(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         yield
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ class LoRA(PrefixAdapter):
     source = "arXiv 2106.09685"
     averages_exactly = False
     inits = ("kaiming", "gaussian")
-    component_axis = {"A": 0, "B": 1}
+    component_axis: ClassVar[dict[str, int]] = {"A": 0, "B": 1}
 
     @property
     def state_shapes(self) -> dict[str, tuple[int, ...]]:

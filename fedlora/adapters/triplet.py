@@ -6,6 +6,8 @@ cuts by rank: dropping a component touches one number of E, and what is kept doe
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ class Triplet(PrefixAdapter):
     source = "arXiv 2303.10512, 2507.11515"
     averages_exactly = False
     inits = ("gaussian",)
-    component_axis = {"P": 1, "E": 0, "Q": 0}
+    component_axis: ClassVar[dict[str, int]] = {"P": 1, "E": 0, "Q": 0}
 
     @property
     def state_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -70,8 +70,12 @@ class Aggregator(ABC):
     Args:
         adapters: One per site, in canonical order.
         weighting: "uniform", "examples", or "auto" for the rule's own default.
+
+    Raises:
+        ConfigError: The rule makes no sense for these adapters.
     """
 
+    name: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
     exact: ClassVar[str]
@@ -82,16 +86,14 @@ class Aggregator(ABC):
     def __init__(self, adapters: Sequence[Adapter], weighting: str = "auto") -> None:
         self.adapters = list(adapters)
         self.weighting = self.default_weighting if weighting == "auto" else weighting
-        self.check()
+        reason = self.objection()
+        if reason:
+            method = self.adapters[0].config.method
+            raise ConfigError(f"aggregator.method = '{self.name}' does not fit adapter.method = '{method}': {reason}")
 
-    def check(self) -> None:
-        """Refuse an adapter that the rule makes no sense for (ConfigError)."""
-
-    def refuse(self, name: str, reason: str) -> ConfigError:
-        """Return the error for a combination that makes no sense."""
-        return ConfigError(
-            f"aggregator.method = '{name}' does not fit adapter.method = '{self.adapters[0].config.method}': {reason}"
-        )
+    def objection(self) -> str:
+        """Return why the rule makes no sense for these adapters, or nothing."""
+        return ""
 
     def initial(self, head: Tensors) -> GlobalState:
         """Return the state before the first round."""

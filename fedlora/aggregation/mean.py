@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from fedlora.aggregation.base import AGGREGATORS, Aggregator, CoverageMean, GlobalState, Update, mean_head
 
 
 class _Mean(Aggregator):
-    name: ClassVar[str]
     mixed_ranks = True
 
     def aggregate(self, updates: Sequence[Update], state: GlobalState, round_number: int) -> tuple[GlobalState, list[float]]:
@@ -35,12 +33,10 @@ class RavanMean(_Mean):
     exact = "yes, per head over its clients"
     default_weighting = "uniform"
 
-    def check(self) -> None:
-        if not all(adapter.averages_exactly for adapter in self.adapters):
-            raise self.refuse(
-                self.name,
-                "the mean of its factors is not the mean of its updates. Use aggregator.method = 'fedavg-factors' (FedIT) or 'stack' (FLoRA)",
-            )
+    def objection(self) -> str:
+        if all(adapter.averages_exactly for adapter in self.adapters):
+            return ""
+        return "the mean of its factors is not the mean of its updates. Use 'fedavg-factors' (FedIT) or 'stack' (FLoRA)"
 
 
 class FactorMean(_Mean):
@@ -52,9 +48,9 @@ class FactorMean(_Mean):
     exact = "no: the product of means is not the mean of products"
     default_weighting = "examples"
 
-    def check(self) -> None:
-        if any(adapter.averages_exactly for adapter in self.adapters):
-            raise self.refuse(self.name, "it has no trained factors. Use aggregator.method = 'ravan'")
+    def objection(self) -> str:
+        exact = any(adapter.averages_exactly for adapter in self.adapters)
+        return "it has no trained factors to average. Use 'ravan'" if exact else ""
 
 
 AGGREGATORS.add(RavanMean.name, RavanMean, RavanMean.summary)

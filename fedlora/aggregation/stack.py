@@ -20,6 +20,7 @@ from fedlora.aggregation.base import AGGREGATORS, Aggregator, GlobalState, Merge
 class Stack(Aggregator):
     """The state per site is the accumulated update as factors "B" `[out, R]` and "A" `[R, in]`, R growing to min(out, in)."""
 
+    name = "stack"
     summary = "FLoRA: factors stacked and merged into the weight, adapter restarts every round"
     source = "arXiv 2409.05976"
     exact = "yes, for mixed ranks too"
@@ -27,9 +28,9 @@ class Stack(Aggregator):
     default_weighting = "examples"
     sliced_downlink = False
 
-    def check(self) -> None:
-        if any(adapter.averages_exactly for adapter in self.adapters):
-            raise self.refuse(
+    def objection(self) -> str:
+        exact = any(adapter.averages_exactly for adapter in self.adapters)
+        return "its mean is exact already and stacking would only add bytes. Use 'ravan'" if exact else ""
                 "stack", "its mean is exact already and stacking would only add bytes. Use aggregator.method = 'ravan'"
             )
 
@@ -87,4 +88,4 @@ def recompress(b: Tensor, a: Tensor) -> Merge:
     return ((qb @ u[:, :limit]) * root).to(b.dtype), (root[:, None] * (v[:limit] @ qa.T)).to(a.dtype)
 
 
-AGGREGATORS.add("stack", Stack, Stack.summary)
+AGGREGATORS.add(Stack.name, Stack, Stack.summary)

@@ -16,7 +16,7 @@ def command(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="[RUN.toml] [key=value ...]", show_default=False)] = None,
     format: Annotated[Format, typer.Option(help="How to print the findings.")] = Format.text,
 ) -> None:
-    """Print versions and devices; for a run file, also what the run will need. Refuses a run that cannot work, with the reason."""
+    """Print versions and devices; for a run file, also what the run will need. Refuses a run that cannot work."""
     from fedlora.runs.preflight import installation, preflight
 
     findings: dict[str, Any] = {"installation": installation()}

@@ -14,7 +14,7 @@ from fedlora.config import DataConfig
 Task = Literal["classification", "causal-lm"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Examples:
     """N examples, either texts or images.
 

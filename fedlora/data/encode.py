@@ -14,7 +14,7 @@ from fedlora.errors import DataError
 _BATCH = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Encoded:
     """N token sequences of different lengths.
 

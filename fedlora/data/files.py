@@ -34,11 +34,12 @@ def read_files(path: Path, config: DataConfig, labelled: bool = True) -> Source:
             that training never sees.
     """
     tables = [table for table in read_tables(path) if table is not None]
+    contents = [(*_content(table, config), _natural(table, config)) for table in tables]
     names: list[str] = []
     labels = [np.zeros(table.rows, dtype=np.int64) for table in tables]
     if labelled:
         names, labels = _encode_labels(tables, config.label_column)
-    parts = [Examples(*_content(t, config), label, _natural(t, config)) for t, label in zip(tables, labels, strict=True)]
+    parts = [Examples(texts, images, codes, who) for (texts, images, who), codes in zip(contents, labels, strict=True)]
     return Source("classification" if labelled else "causal-lm", names, *parts)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fedlora.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,11 +31,15 @@ def plot_label_mix(
     Args:
         labels: int64 [N], positions in `label_names`.
         parts: The clients' positions in `labels`.
-        label_names: At least one.
+        label_names: By label; empty where there are no labels, then bars show how many examples each client has.
         path: Of the PNG file; its folder must exist.
+
+    Raises:
+        RunFolderError: The file cannot be written.
     """
     from matplotlib.figure import Figure
 
+    label_names = list(label_names) or ["text"]
     counts = np.stack([np.bincount(labels[part], minlength=len(label_names)) for part in parts])
     bars = len(label_names) <= len(_TWELVE)
     height = min(16.0, 1.8 + max(0.24 * len(parts), 0.16 * len(label_names) if bars else 2.0))
@@ -49,13 +55,9 @@ def plot_label_mix(
     axes.set_yticks(range(0, len(parts), step))
     axes.set_ylim(len(parts) - 0.5, -0.5)
     axes.tick_params(labelsize=8)
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        figure.savefig(partial, format="png", dpi=120)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_atomic(Path(path), picture.getvalue())
 
 
 def _bars(axes: Axes, counts: NDArray[np.int64], names: Sequence[str]) -> None:

@@ -53,6 +53,7 @@ def pixels(images: NDArray[np.uint8], spec: ImageSpec) -> Tensor:
     Raises:
         DataError: Another number format or shape.
     """
+    import numpy as np
     import torch
     from torch.nn import functional
 
@@ -63,8 +64,8 @@ def pixels(images: NDArray[np.uint8], spec: ImageSpec) -> Tensor:
         raise DataError(
             f"images have shape {list(images.shape)}; give [n, height, width] for grey or [n, height, width, 3] for RGB"
         )
-    # A writable copy in one piece: torch warns of read-only arrays, and data sets hand out views.
-    planes = torch.tensor(images)
+    # A copy: torch takes neither the read-only nor the reversed views that data sets hand out.
+    planes = torch.from_numpy(np.array(images, order="C"))
     planes = (planes.unsqueeze(1) if grey else planes.permute(0, 3, 1, 2)).to(torch.float32) / 255
     size = (spec.size, spec.size)
     if planes.shape[2:] != size and len(planes):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import textwrap
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ class Source:
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for every `from_pretrained`: code of the checkpoint's own never runs."""
         extra = {"revision": self.revision} if self.revision else {}
-        return {"local_files_only": self.cached_only, "trust_remote_code": False, **extra}
+        # For a folder too: some tokenizers would otherwise ask the hub what they are.
+        return {"local_files_only": self.cached_only or not self.revision, "trust_remote_code": False, **extra}
 
     def file(self, name: str) -> Path | None:
         """Return the path of one file of the model, fetched if need be, or None where it has no such file."""
@@ -57,8 +59,8 @@ class Source:
             return _unreachable(self.name)
         if "trust_remote_code" in str(error) or "custom code" in str(error):
             return f"{self.label} needs Python code of its own, which fedlora does not run. Choose another model"
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return f"{self.label}: {part} cannot be loaded ({reason[:300]}). Check that it is a complete transformers model"
+        reason = textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
+        return f"{self.label}: {part} cannot be loaded ({reason}). Check that it is a complete transformers model"
 
 
 def find_source(name: str, revision: str | None = None) -> Source:
@@ -97,8 +99,9 @@ def _hub(name: str, revision: str | None) -> Source:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
+    reachable = True
     try:
-        info = HfApi().model_info(name, revision=revision, timeout=_PATIENCE_S)
+        HfApi().model_info(name, revision=revision, timeout=_PATIENCE_S)
     except HFValidationError:
         raise ModelError(
             f"'{name}' is neither a packaged model nor a folder nor a hub name. {suggest(name, MODELS.names())}"
@@ -111,11 +114,19 @@ def _hub(name: str, revision: str | None) -> Source:
             f"{suggest(name, MODELS.names())}"
         ) from None
     except Exception:  # no network, a proxy's refusal, a time-out, offline mode: each library has its own class for it
-        cached = Source(name, f"the hub model '{name}'", revision, cached_only=True)
-        if cached.file("config.json") is None:
-            raise ModelError(_unreachable(name)) from None
-        return cached
-    return Source(name, f"the hub model '{name}'", info.sha)
+        reachable = False
+    asked = Source(name, f"the hub model '{name}'", revision, cached_only=not reachable)
+    # Asking for the branch leaves a note in the cache of the commit it was at: all there is once the hub is out of reach.
+    try:
+        settings = asked.file("config.json")
+    except OSError as error:  # a model behind terms that nobody has accepted here
+        raise ModelError(asked.explain("its configuration", error)) from error
+    if settings is None:
+        raise ModelError(
+            _unreachable(name) if asked.cached_only else f"{asked.label} has no config.json: transformers cannot load it"
+        )
+    # The folder of a file in the cache is named by its commit: the rest comes from that one, whatever is pushed meanwhile.
+    return replace(asked, revision=settings.parent.name)
 
 
 def _unreachable(name: str) -> str:

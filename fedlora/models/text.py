@@ -19,7 +19,7 @@ def prepare_tokenizer(source: Source, settings: PreTrainedConfig) -> PreTrainedT
     """Load the tokenizer of `source`, with a padding token and padding on the right, and tell `settings` of that token.
 
     Decoder models mostly come without a padding token: the end token stands in for it, as is usual; the attention mask keeps
-    it out of the computation. `settings.pad_token_id` lets transformers find the last real token of each text.
+    it out of the computation. By `settings.pad_token_id` transformers finds the last real token of each text, so the two agree.
 
     Raises:
         ModelError: There is no tokenizer, or it has neither a padding nor an end token.
@@ -38,8 +38,8 @@ def prepare_tokenizer(source: Source, settings: PreTrainedConfig) -> PreTrainedT
             raise ModelError(f"the tokenizer of {source.label} has neither a padding nor an end token; batches need one of them")
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
-    if settings.pad_token_id is None:
-        settings.pad_token_id = tokenizer.pad_token_id
+    for part in (settings, settings.get_text_config()):  # the same, but for models that read more than text
+        part.pad_token_id = tokenizer.pad_token_id
     return tokenizer
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import psutil
 import torch
@@ -26,7 +27,7 @@ def client_memory(backbone: Backbone, config: TrainingConfig, length: int) -> in
         config: The `training` section of the run file.
         length: Tokens (or patches) per example.
     """
-    model = backbone.model.config
+    model: Any = backbone.loaded.model.config
     hidden = int(getattr(model, "hidden_size", getattr(model, "n_embd", getattr(model, "dim", 768))))
     layers = int(getattr(model, "num_hidden_layers", getattr(model, "n_layer", getattr(model, "n_layers", 12))))
     heads = int(getattr(model, "num_attention_heads", getattr(model, "n_head", getattr(model, "n_heads", 12))))
@@ -45,7 +46,7 @@ def example_length(backbone: Backbone, prepared: Prepared) -> int:
     if prepared.encoded is not None:
         return int(prepared.lengths.max())
     assert backbone.loaded.image is not None
-    return (backbone.loaded.image.size // int(getattr(backbone.model.config, "patch_size", 16) or 16)) ** 2 + 1
+    return (backbone.loaded.image.size // int(getattr(backbone.loaded.model.config, "patch_size", 16) or 16)) ** 2 + 1
 
 
 def chunk_size(backbone: Backbone, prepared: Prepared, config: TrainingConfig, clients: int) -> int:

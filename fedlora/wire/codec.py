@@ -17,6 +17,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ def encode(tensors: Mapping[str, Tensor], dtype: WireDtype, tag: int = 0) -> byt
         parts += _format(spec[key], dtype).pack(tensor.detach().cpu())
     header = _HEADER.pack(_MAGIC, tag, len(spec), len(schema), sum(part.nbytes for part in parts))
     digest = xxhash.xxh3_64()
-    chunks: list[Buffer | bytes] = [header, schema, *parts]
+    chunks = [header, schema, *(cast(bytes, part.data) for part in parts)]  # numpy's memoryview takes part as bytes do
     for chunk in chunks:
         digest.update(chunk)
     return b"".join([*chunks, _DIGEST.pack(digest.intdigest())])

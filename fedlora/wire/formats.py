@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Buffer = NDArray[np.uint8]
+"""Raw bytes as a flat numpy array."""
 
 
 @dataclass(frozen=True)
