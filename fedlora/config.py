@@ -164,7 +164,8 @@ class RunConfig(_Section):
     def _consistent(self) -> RunConfig:
         if self.clients_per_round > self.clients:
             raise ValueError(
-                f"clients_per_round = {self.clients_per_round} is more than clients = {self.clients}; lower the first or raise the other"
+                f"clients_per_round = {self.clients_per_round} is more than clients = {self.clients}: "
+                "lower the first or raise the other"
             )
         if self.adapter.rank < 1:
             raise ValueError(f"adapter.rank = {self.adapter.rank} trains nothing; the smallest rank is 1")

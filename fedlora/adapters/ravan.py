@@ -36,8 +36,8 @@ class Ravan(Adapter):
         limit = min(self.site.in_features, self.site.out_features)
         if self.init == "gram-schmidt" and self.heads * self.rank > limit:
             raise ConfigError(
-                f"adapter.heads x adapter.rank = {self.heads * self.rank} orthogonal columns do not exist at site '{self.site.name}' "
-                f"({self.site.out_features} x {self.site.in_features}): the Gram-Schmidt limit is {limit}. Lower rank to "
+                f"adapter.heads x adapter.rank = {self.heads * self.rank} orthogonal columns do not exist at "
+                f"site '{self.site.name}' ({self.site.out_features} x {self.site.in_features}): the Gram-Schmidt limit is {limit}. Lower rank to "
                 f"{limit // self.heads}, take fewer heads, or use adapter.init = 'random'"
             )
         self._buffers: Tensors | None = None

@@ -31,8 +31,6 @@ class Stack(Aggregator):
     def objection(self) -> str:
         exact = any(adapter.averages_exactly for adapter in self.adapters)
         return "its mean is exact already and stacking would only add bytes. Use 'ravan'" if exact else ""
-                "stack", "its mean is exact already and stacking would only add bytes. Use aggregator.method = 'ravan'"
-            )
 
     def initial(self, head: Tensors) -> GlobalState:
         empty = [
