@@ -70,7 +70,7 @@ class AdapterConfig(_Section):
 class AggregatorConfig(_Section):
     """How the replies of a round become the next global adapter."""
 
-    method: str = Field("ravan", description="registered aggregator: see `fedlora methods`")
+    method: str = Field("auto", description="registered aggregator: see `fedlora methods`; auto is the adapter's own")
     weighting: Literal["auto", "uniform", "examples"] = Field("auto", description="client weights; auto is the method's own")
 
 

@@ -104,6 +104,11 @@ def test_a_word_does_not_match_a_part_of_a_name(tmp_path: Path) -> None:
         find_sites(load(tmp_path, "llama"), ["proj"])
 
 
+def test_a_regular_expression_has_to_match_the_whole_name(bert: nn.Module) -> None:
+    with pytest.raises(ModelError, match=r"'re:query' in adapter.targets matches no projection"):
+        find_sites(bert, ["re:query"])
+
+
 def test_excluded_modules_are_no_sites(bert: nn.Module) -> None:
     assert "classifier" in names(find_sites(bert, ["*"]))
     assert "classifier" not in names(find_sites(bert, ["*"], exclude=("classifier",)))

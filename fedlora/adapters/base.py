@@ -58,6 +58,7 @@ class Adapter(ABC):
     trained: ClassVar[str]
     source: ClassVar[str]
     averages_exactly: ClassVar[bool]
+    default_aggregator: ClassVar[str]
     noop_at_init: ClassVar[bool] = True
     inits: ClassVar[tuple[str, ...]]
 

@@ -18,6 +18,7 @@ class LoRA(PrefixAdapter):
     trained = "A, B"
     source = "arXiv 2106.09685"
     averages_exactly = False
+    default_aggregator = "fedavg-factors"
     inits = ("kaiming", "gaussian")
     component_axis: ClassVar[dict[str, int]] = {"A": 0, "B": 1}
 

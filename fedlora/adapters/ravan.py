@@ -28,6 +28,7 @@ class Ravan(Adapter):
     trained = "H, s"
     source = "arXiv 2506.05568"
     averages_exactly = True
+    default_aggregator = "ravan"
     inits = ("random", "gram-schmidt")
 
     def check(self) -> None:
@@ -37,8 +38,8 @@ class Ravan(Adapter):
         if self.init == "gram-schmidt" and self.heads * self.rank > limit:
             raise ConfigError(
                 f"adapter.heads x adapter.rank = {self.heads * self.rank} orthogonal columns do not exist at "
-                f"site '{self.site.name}' ({self.site.out_features} x {self.site.in_features}): the Gram-Schmidt limit is {limit}. Lower rank to "
-                f"{limit // self.heads}, take fewer heads, or use adapter.init = 'random'"
+                f"site '{self.site.name}' ({self.site.out_features} x {self.site.in_features}): the Gram-Schmidt limit is {limit}. "
+                f"Lower rank to {limit // self.heads}, take fewer heads, or use adapter.init = 'random'"
             )
         self._buffers: Tensors | None = None
 

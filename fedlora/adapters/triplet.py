@@ -22,6 +22,7 @@ class Triplet(PrefixAdapter):
     trained = "P, E, Q"
     source = "arXiv 2303.10512, 2507.11515"
     averages_exactly = False
+    default_aggregator = "fedavg-factors"
     inits = ("gaussian",)
     component_axis: ClassVar[dict[str, int]] = {"P": 1, "E": 0, "Q": 0}
 

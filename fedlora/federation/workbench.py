@@ -8,13 +8,14 @@ from functools import lru_cache
 
 import numpy as np
 
-from fedlora.adapters import Adapter
+from fedlora.adapters import ADAPTERS, Adapter
 from fedlora.aggregation import AGGREGATORS, Aggregator, GlobalState
 from fedlora.config import RunConfig, parse_config
 from fedlora.data.base import DataSet
 from fedlora.data.load import load_data
 from fedlora.data.partition import partition, split_client
 from fedlora.errors import ConfigError
+from fedlora.federation.policy import POLICIES
 from fedlora.models import load_model
 from fedlora.training.backbone import Backbone
 from fedlora.training.batches import Indices, Prepared, prepare
@@ -74,7 +75,8 @@ def build(config: RunConfig) -> Workbench:
     placement = place(config.device, config.training.precision)
     loaded = load_model(config.model, "text" if dataset.train.images is None else "image", dataset.task, dataset.label_names)
     backbone = Backbone(loaded, config.adapter, config.seed, placement)
-    aggregator = AGGREGATORS.get(config.aggregator.method)(backbone.adapters, config.aggregator.weighting)
+    rule = backbone.adapters[0].default_aggregator if config.aggregator.method == "auto" else config.aggregator.method
+    aggregator = AGGREGATORS.get(rule)(backbone.adapters, config.aggregator.weighting)
     if config.wire.downlink == "sliced" and not aggregator.sliced_downlink:
         raise ConfigError(
             f"wire.downlink = 'sliced' does not fit aggregator.method = '{config.aggregator.method}': use 'broadcast'"
@@ -95,7 +97,11 @@ def build(config: RunConfig) -> Workbench:
 
 
 def check_combination(config: RunConfig) -> None:
-    """Refuse what cannot work together, as far as the configuration alone tells (ConfigError)."""
+    """Refuse unknown names and what cannot work together, as far as the configuration alone tells (ConfigError)."""
+    ADAPTERS.entry(config.adapter.method)
+    POLICIES.entry(config.policy.name)
+    if config.aggregator.method != "auto":
+        AGGREGATORS.entry(config.aggregator.method)
     if config.adapter.method == "ravan" and config.wire.downlink == "sliced":
         if config.adapter.unit == "svd":
             raise ConfigError(
