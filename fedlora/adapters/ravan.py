@@ -38,8 +38,8 @@ class Ravan(Adapter):
         if self.init == "gram-schmidt" and self.heads * self.rank > limit:
             raise ConfigError(
                 f"adapter.heads x adapter.rank = {self.heads * self.rank} orthogonal columns do not exist at "
-                f"site '{self.site.name}' ({self.site.out_features} x {self.site.in_features}): the Gram-Schmidt limit is {limit}. "
-                f"Lower rank to {limit // self.heads}, take fewer heads, or use adapter.init = 'random'"
+                f"site '{self.site.name}' ({self.site.out_features} x {self.site.in_features}): the Gram-Schmidt limit is "
+                f"{limit}. Lower rank to {limit // self.heads}, take fewer heads, or use adapter.init = 'random'"
             )
         self._buffers: Tensors | None = None
 

@@ -55,7 +55,7 @@ class Source:
 
     def explain(self, part: str, error: Exception) -> str:
         """Say in one message that `part` could not be loaded, why, and what to do."""
-        if self.cached_only:
+        if self.cached_only and isinstance(error, OSError):  # not all of it lies in the cache
             return _unreachable(self.name)
         if "trust_remote_code" in str(error) or "custom code" in str(error):
             return f"{self.label} needs Python code of its own, which fedlora does not run. Choose another model"
