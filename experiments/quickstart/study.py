@@ -32,9 +32,9 @@ from fedlora.training.local import Job, Start, train_clients
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/quickstart-study")
-RATES = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
+RATES = (1e-3, 2e-3, 5e-3, 1e-2)
 SWEEP_SEED = 1000
-ALONE = 5
+ALONE = 3
 """Clients that are trained alone per seed; their mean is reported."""
 
 
@@ -45,7 +45,7 @@ def settings(kind: str, lr: float, seed: int) -> RunConfig:
     of a federated round together.
     """
     base = load_config(quickstart())
-    overrides = [f"seed={seed}", f"training.lr={lr}"]
+    overrides = [f"seed={seed}", f"training.lr={lr}", "evaluation.every=5", "output.tensorboard=false"]
     if kind == "central":
         steps = (base.training.steps or 1) * base.clients_per_round
         overrides += ["clients=1", "clients_per_round=1", "data.partition=iid", f"training.steps={steps}"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,8 +34,6 @@ def command(
     from fedlora.runs.progress import Lines, Live
     from fedlora.runs.simulate import simulate
 
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=UserWarning)
     console = Console(stderr=format is Format.json, soft_wrap=True)
     progress = Live(console) if console.is_terminal else Lines(console)
     try:

@@ -8,6 +8,7 @@ nothing. K = 1 is ordinary training of one client: the same code serves a real d
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ from fedlora.training.backbone import Backbone, Merge
 from fedlora.training.batches import Indices, Prepared, pad_rows, plan
 from fedlora.training.optimisers import clip_rows, make_optimiser
 from fedlora.training.schedule import learning_rates
+
+# Gradients are views of one matrix with the parameters' own strides; torch would like them packed and says so once.
+warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
 
 @dataclass(frozen=True)
