@@ -74,6 +74,8 @@ def build(config: RunConfig) -> Workbench:
     parts = partition(dataset.train, config.data, config.clients, config.seed)
     placement = place(config.device, config.training.precision)
     loaded = load_model(config.model, "text" if dataset.train.images is None else "image", dataset.task, dataset.label_names)
+    if loaded.max_tokens is not None and config.data.max_length > loaded.max_tokens:
+        raise ConfigError(f"data.max_length = {config.data.max_length} is more than the {loaded.max_tokens} tokens that the model takes")
     backbone = Backbone(loaded, config.adapter, config.seed, placement)
     rule = backbone.adapters[0].default_aggregator if config.aggregator.method == "auto" else config.aggregator.method
     aggregator = AGGREGATORS.get(rule)(backbone.adapters, config.aggregator.weighting)
