@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fedlora.config import AdapterConfig
-from fedlora.errors import ConfigError
+from fedlora.errors import ConfigError, PayloadError
 from fedlora.registry import Registry
 from fedlora.sites import Site
 from fedlora.streams import torch_stream
@@ -189,8 +189,19 @@ class Adapter(ABC):
             received: The global state that the client started from; entries outside the mask take its values.
 
         Raises:
-            PayloadError: Indices out of range or repeated.
+            PayloadError: Other tensors or shapes than `spec(rho)` names, indices out of range or repeated.
         """
+
+    def check_payload(self, tensors: Tensors, rho: int) -> None:
+        """Refuse a payload that is not what `spec(rho)` says (PayloadError): assignment would broadcast what is too small."""
+        spec = self.spec(rho)
+        if tensors.keys() != spec.keys():
+            raise PayloadError("schema", f"site '{self.site.name}' at rank {rho} has {sorted(tensors)}, expected {sorted(spec)}")
+        for name, tensor in tensors.items():
+            if tuple(tensor.shape) != spec[name].shape:
+                raise PayloadError(
+                    "shape", f"'{name}' of site '{self.site.name}' is {list(tensor.shape)}, expected {list(spec[name].shape)}"
+                )
 
     def upload(self, state: Tensors, received: Tensors, residual: Tensors, selection: Selection) -> tuple[Tensors, Tensors]:
         """Return (what the client sends, what it keeps for later); only lossy methods keep something."""

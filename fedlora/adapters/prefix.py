@@ -41,10 +41,10 @@ class PrefixAdapter(Adapter):
         return {name: tensor.narrow(self.component_axis[name], 0, selection.rho) for name, tensor in state.items()}
 
     def place(self, tensors: Tensors, rho: int, received: Tensors) -> tuple[Tensors, Tensors]:
+        self.check_payload(tensors, rho)
         values = {name: tensor.clone() for name, tensor in received.items()}
-        if tensors:
-            for name, tensor in tensors.items():
-                values[name].narrow(self.component_axis[name], 0, self.snap(rho)).copy_(tensor)
+        for name, tensor in tensors.items():
+            values[name].narrow(self.component_axis[name], 0, self.snap(rho)).copy_(tensor)
         return values, self.state_masks(self.select(rho))
 
 

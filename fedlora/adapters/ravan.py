@@ -172,6 +172,7 @@ class Ravan(Adapter):
         return cut
 
     def place(self, tensors: Tensors, rho: int, received: Tensors) -> tuple[Tensors, Tensors]:
+        self.check_payload(tensors, rho)
         selection = self.selection_of(tensors, rho)
         value = received["H"].clone()
         if self.config.unit == "svd":
@@ -188,7 +189,7 @@ class Ravan(Adapter):
         if self.config.unit == "svd" or not tensors:
             return self.select(rho)
         heads = tensors["heads"]
-        if bool((heads >= self.heads).any()) or len(heads.unique()) != len(heads):
+        if bool(((heads < 0) | (heads >= self.heads)).any()) or len(heads.unique()) != len(heads):
             raise PayloadError("schema", f"site '{self.site.name}' names heads {heads.tolist()} of {self.heads}")
         return Selection(self.snap(rho), heads)
 

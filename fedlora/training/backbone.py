@@ -136,7 +136,10 @@ class Backbone:
             return
         for module in self.model.modules():
             if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
-                module.to(torch.bfloat16)
+                # A new parameter: one that is tied to the embedding must leave the embedding, and with it all that is added up
+                # from layer to layer, in float32.
+                for name, weight in list(module.named_parameters(recurse=False)):
+                    setattr(module, name, nn.Parameter(weight.to(torch.bfloat16), requires_grad=False))
 
     def _adapt(self, adapter: Adapter) -> AdaptedLinear:
         dtype = torch.bfloat16 if self.placement.precision == "bf16" else torch.float32

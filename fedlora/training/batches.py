@@ -84,10 +84,14 @@ def plan(
     drawn = np.concatenate([rng.permutation(indices) for _ in range(passes)])[:wanted]
     filled = np.full(steps * rows, -1, np.int64)
     if config.length_bucketing:
-        drawn = drawn[np.argsort(lengths[drawn], kind="stable")]
+        # Each pass by itself: sorted together, the copies of one example from several passes would end up in one batch.
+        starts = range(len(indices), wanted, len(indices))
+        drawn = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in np.split(drawn, starts)])
     filled[:wanted] = drawn
     batches = filled.reshape(steps, rows)
     if config.length_bucketing:
+        longest = np.where(batches >= 0, lengths[batches], 0).max(axis=1)
+        batches = batches[np.argsort(longest, kind="stable")]
         batches = batches[stream(seed, "batch order", round_number, steps).permutation(steps)]
     return batches
 

@@ -126,7 +126,9 @@ class _Session:
 
     def outcomes(self, losses: Tensor, seconds: float) -> list[Outcome]:
         """Cut the trained rows back into one outcome per client."""
-        sites, head = self.backbone.layout.views(self.rows.cpu())
+        rows = self.rows.cpu()
+        sites, head = self.backbone.layout.views(rows)
+        finite = torch.isfinite(rows).all(dim=1)
         states = [adapter.state(params) for adapter, params in zip(self.backbone.adapters, sites, strict=True)]
         lengths = self.prepared.lengths
         outcomes = []
@@ -134,6 +136,8 @@ class _Session:
             own = losses[: len(batches), index]
             bad = (~torch.isfinite(own)).nonzero()
             failure = f"non-finite loss at local step {int(bad[0]) + 1}" if len(bad) else ""
+            if not failure and not finite[index]:  # the last step's doing, which no loss has seen
+                failure = f"non-finite parameters after local step {len(batches)}"
             outcomes.append(
                 Outcome(
                     client=job.client,

@@ -162,9 +162,11 @@ def _read_body(spec: dict[str, tuple[str, tuple[int, ...]]], data: Buffer, at: i
     tensors: dict[str, Tensor] = {}
     for key, (name, shape) in spec.items():
         size = FORMATS[name].size(shape)
-        tensor = FORMATS[name].unpack(data[at : at + size], shape)
+        try:
+            tensor = FORMATS[name].unpack(data[at : at + size], shape)
+        except (ValueError, RuntimeError):  # empty, so the body's length does not give it away, yet beyond what arrays can be
+            raise PayloadError("schema", f"tensor '{key}' announces a shape of {len(shape)} dimensions that no array has") from None
         at += size
-
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise PayloadError(
                 "non-finite", f"tensor '{key}' holds {int((~torch.isfinite(tensor)).sum())} NaN or infinite numbers"

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+_LARGEST_INDEX = 2**16 - 1
+
 Buffer = NDArray[np.uint8]
 """Raw bytes as a flat numpy array."""
 
@@ -75,6 +77,12 @@ def _unpack_int8(data: Buffer, shape: tuple[int, ...]) -> Tensor:
     return (numbers.float() * scale).reshape(shape)
 
 
+def _pack_index(tensor: Tensor) -> list[Buffer]:
+    if tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) <= _LARGEST_INDEX:
+        raise ValueError(f"indices reach from {int(tensor.min())} to {int(tensor.max())}; they travel as 0 to {_LARGEST_INDEX}")
+    return [_bytes(tensor.numpy().astype(np.uint16))]
+
+
 def _unpack_index(data: Buffer, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(data.view(np.uint16).reshape(shape).astype(np.int64))
 
@@ -85,8 +93,6 @@ FORMATS: dict[str, Format] = {
     "bf16": _plain(3, torch.bfloat16, 2),
     "int8": Format(4, lambda shape: math.prod(shape) + 4 * rows(shape), _pack_int8, _unpack_int8),
     # Which heads or components a tensor stands for: 0..65535, never rounded.
-    "index": Format(
-        5, lambda shape: 2 * math.prod(shape), lambda tensor: [_bytes(tensor.numpy().astype(np.uint16))], _unpack_index
-    ),
+    "index": Format(5, lambda shape: 2 * math.prod(shape), _pack_index, _unpack_index),
 }
 NAMES: dict[int, str] = {item.code: name for name, item in FORMATS.items()}
