@@ -245,9 +245,10 @@ def _explain(item: Any) -> str:
     """Turn one pydantic error into a sentence that names the key and the nearest valid one."""
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        section = _section(item["loc"][:-1])
         elsewhere = [key for key in all_keys() if key.rpartition(".")[2] == item["loc"][-1]]
-        hint = f"Did you mean '{elsewhere[0]}'?" if elsewhere else suggest(str(item["loc"][-1]), section.model_fields)
+        prefix = where.rpartition(".")[0]
+        here = [f"{prefix}.{name}" if prefix else name for name in _section(item["loc"][:-1]).model_fields]
+        hint = f"Did you mean '{elsewhere[0]}'?" if elsewhere else suggest(where, here)
         return f"unknown key '{where}'. {hint}"
     if item["type"] == "literal_error":
         field = _section(item["loc"][:-1]).model_fields[str(item["loc"][-1])]

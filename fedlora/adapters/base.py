@@ -65,9 +65,9 @@ class Adapter(ABC):
     def __init__(self, site: Site, config: AdapterConfig, seed: int, index: int) -> None:
         self.site, self.config, self.seed, self.index = site, config, seed, index
         self.rank = config.rank
-        self.scale = (config.rank if config.alpha is None else config.alpha) / config.rank
         self.init = self.inits[0] if config.init == "auto" else config.init
         self.check()
+        self.scale = (config.rank if config.alpha is None else config.alpha) / config.rank
 
     def check(self) -> None:
         """Refuse a configuration that this site cannot carry (ConfigError)."""

@@ -130,7 +130,7 @@ class Ravan(Adapter):
         if self.config.score == "random":
             return torch.from_numpy(ties)
         source = state["H"] if self.config.score == "weight" or grads is None else grads["H"]
-        norms = source.flatten(1).norm(dim=1).double().cpu().numpy()
+        norms = source.flatten(1).norm(dim=1).cpu().double().numpy()
         ranking = np.lexsort((ties, norms))  # in round 1 every H is zero: clients then differ by their ties
         scores = np.empty(self.heads)
         scores[ranking] = np.arange(self.heads)

@@ -75,7 +75,9 @@ def build(config: RunConfig) -> Workbench:
     placement = place(config.device, config.training.precision)
     loaded = load_model(config.model, "text" if dataset.train.images is None else "image", dataset.task, dataset.label_names)
     if loaded.max_tokens is not None and config.data.max_length > loaded.max_tokens:
-        raise ConfigError(f"data.max_length = {config.data.max_length} is more than the {loaded.max_tokens} tokens that the model takes")
+        raise ConfigError(
+            f"data.max_length = {config.data.max_length} is more than the {loaded.max_tokens} tokens that the model takes"
+        )
     backbone = Backbone(loaded, config.adapter, config.seed, placement)
     rule = backbone.adapters[0].default_aggregator if config.aggregator.method == "auto" else config.aggregator.method
     aggregator = AGGREGATORS.get(rule)(backbone.adapters, config.aggregator.weighting)

@@ -68,7 +68,7 @@ def plan(
 ) -> Indices:
     """Return which examples each local step of one client uses, `[steps, rows]`; -1 fills a batch that is not full.
 
-    Examples come in shuffled passes without replacement, as always. With `length_bucketing`, what was drawn for the round is
+    Examples come in shuffled passes without replacement, as always. With `length_bucketing`, each pass is
     grouped into batches of similar length, and the batches are put into an order that all clients of the round share: at any
     step all clients hold batches of the same length quantile, so that hardly a number is spent on padding when they are trained
     together. What a client sees depends on its own examples, the seed and the round only, never on who else was drawn.
@@ -85,7 +85,7 @@ def plan(
     filled = np.full(steps * rows, -1, np.int64)
     if config.length_bucketing:
         # Each pass by itself: sorted together, the copies of one example from several passes would end up in one batch.
-        starts = range(len(indices), wanted, len(indices))
+        starts = list(range(len(indices), wanted, len(indices)))
         drawn = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in np.split(drawn, starts)])
     filled[:wanted] = drawn
     batches = filled.reshape(steps, rows)

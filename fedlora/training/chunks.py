@@ -12,6 +12,7 @@ from fedlora.config import TrainingConfig
 from fedlora.errors import TrainingError
 from fedlora.training.backbone import Backbone
 from fedlora.training.batches import Prepared
+from fedlora.training.layers import SharedInputError
 from fedlora.training.local import Job, Outcome, train_clients
 
 # Beyond this many tokens a step, CPUs gain nothing from more clients and lose cache locality (measured, docs/performance.md).
@@ -66,6 +67,8 @@ def train_in_chunks(
 ) -> list[Outcome]:
     """Train all jobs, `size` at a time; a chunk that does not fit a GPU's memory is halved and tried again.
 
+    Models that apply a projection to something without a client axis are trained one client at a time.
+
     Raises:
         TrainingError: Not even one client fits.
     """
@@ -75,6 +78,8 @@ def train_in_chunks(
         try:
             outcomes += train_clients(backbone, prepared, jobs[at : at + size], config)
             at += size
+        except SharedInputError:
+            size = 1
         except torch.OutOfMemoryError:
             if size == 1:
                 raise TrainingError(

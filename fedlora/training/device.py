@@ -18,6 +18,11 @@ class Placement:
     device: torch.device
     precision: str
 
+    @property
+    def emulated(self) -> bool:
+        """Whether bf16 was asked for where no hardware has it: results hold, but it is slower than fp32."""
+        return self.precision == "bf16" and not has_fast_bf16(self.device)
+
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context that a forward pass runs in."""
         if self.precision != "bf16":

@@ -38,5 +38,5 @@ def evaluate(backbone: Backbone, prepared: Prepared, indices: Indices, start: St
         for at in range(0, len(order), batch_size):
             part = order[at : at + batch_size]
             scores = backbone.score(prepared.batch(indices[part], backbone.placement.device))
-            result[:, part] = torch.stack([scores.loss, scores.correct, scores.count]).double().cpu().numpy()
+            result[:, part] = torch.stack([scores.loss, scores.correct, scores.count]).cpu().double().numpy()
     return PerExample(result[0], result[1], result[2])

@@ -10,6 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from fedlora.adapters import Adapter, Tensors
+from fedlora.errors import TrainingError
+
+
+class SharedInputError(TrainingError):
+    """A projection that is applied to one input for all clients (DeBERTa's relative positions): they cannot be stacked."""
 
 
 class ClientLayer(nn.Module):
@@ -44,6 +49,10 @@ class AdaptedLinear(ClientLayer):
         """Map `[K * b, ..., in]` to `[K * b, ..., out]`."""
         y: Tensor = self.base(x)
         clients = self.clients
+        if x.shape[0] % clients:
+            raise SharedInputError(
+                f"'{self.adapter.site.name}' gets one input of shape {list(x.shape)} for {clients} clients: train them one by one"
+            )
         flat = y.view(clients, -1, y.shape[-1])
         return self.adapter.add_to(flat, x.reshape(clients, -1, x.shape[-1]), self.params, self.buffers_).view_as(y)
 

@@ -164,8 +164,8 @@ def _read_body(spec: dict[str, tuple[str, tuple[int, ...]]], data: Buffer, at: i
         size = FORMATS[name].size(shape)
         try:
             tensor = FORMATS[name].unpack(data[at : at + size], shape)
-        except (ValueError, RuntimeError):  # empty, so the body's length does not give it away, yet beyond what arrays can be
-            raise PayloadError("schema", f"tensor '{key}' announces a shape of {len(shape)} dimensions that no array has") from None
+        except (ValueError, RuntimeError):  # an empty tensor's sizes add nothing to the body, however large they are
+            raise PayloadError("schema", f"tensor '{key}' announces {len(shape)} dimensions that no array has") from None
         at += size
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise PayloadError(

@@ -1,0 +1,42 @@
+"""The documentation says what the code does."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+from fedlora.config import all_keys, load_config
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_reference_of_keys_is_the_codes_own() -> None:
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = (ROOT / "docs" / "run-file.md").read_text(encoding="utf-8")
+    assert page == module.reference(), "run: python docs/reference.py"
+    assert all(f"`{key}`" in page for key in all_keys())
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    pages = [
+        ROOT / "README.md",
+        *(page for folder in ("docs", "experiments", "benchmarks") for page in (ROOT / folder).rglob("*.md")),
+    ]
+    assert len(pages) > 4
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_overrides_shown_in_the_readme_are_valid() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"fedlora (?:simulate|doctor)([^\n]*)", text)
+    overrides = re.findall(r"\b((?:[a-z_]+\.)?[a-z_]+=[^\s`]+)", "\n".join(commands))
+    assert overrides
+    for override in overrides:
+        load_config(None, [override.strip("'\"")])
