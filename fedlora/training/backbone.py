@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -66,6 +66,8 @@ class Backbone:
         self.layers = [self._adapt(adapter) for adapter in self.adapters]
         self.head_layers = {name: self._stack_head(name) for name in loaded.head}
         self.layout = Layout(self.adapters, {name: tuple(tensor.shape) for name, tensor in self._head_start.items()})
+        self.on_step: Callable[[int], None] = _nothing
+        """Called after every local step with the number of clients that took it."""
         self._frozen: dict[int, Tensor] = {}
         self._merged: list[Merge | None] = [None] * len(self.layers)
 
@@ -152,6 +154,10 @@ class Backbone:
         layer = ClientLinear()
         self.model.set_submodule(name, layer)
         return layer
+
+
+def _nothing(clients: int) -> None:
+    """Tell nobody."""
 
 
 def _next_token_scores(logits: Tensor, labels: Tensor) -> RowScores:

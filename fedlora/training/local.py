@@ -122,6 +122,7 @@ class _Session:
             clip_rows(grads, self.config.clip)
             rates = learning_rates(self.config, [(job.round, job.rounds) for job in self.jobs[:active]], steps[:active], step)
             self.optimiser.step(grads, self._per_entry(rates.to(self.device)), active)
+            self.backbone.on_step(active)
         return losses.cpu()
 
     def outcomes(self, losses: Tensor, seconds: float) -> list[Outcome]:
