@@ -89,8 +89,8 @@ class RoundStrategy(Strategy):
         """Draw clients, let the policy choose their ranks, and return one message each."""
         number = server_round + self.offset
         self.record, self._rows = RoundRecord(number), {}
-        chosen = self._draw(number)
-        ranks = self._ranks(number, chosen)
+        chosen = self.draw(number)
+        ranks = self.ranks(number, chosen)
         shared = self.broadcast() if self.bench.config.wire.downlink == "broadcast" else None
         messages = []
         for client, own in zip(chosen.tolist(), ranks, strict=True):
@@ -110,12 +110,14 @@ class RoundStrategy(Strategy):
             self.state.previous[client] = own
         return messages
 
-    def _draw(self, number: int) -> NDArray[np.int64]:
+    def draw(self, number: int) -> NDArray[np.int64]:
+        """Return the clients of a round, in order, drawn uniformly without replacement from those that are there."""
         there = np.array(sorted(self.roster), np.int64)
         count = min(self.bench.config.clients_per_round, len(there))
         return np.sort(stream(self.bench.config.seed, "clients", number).choice(there, count, replace=False))
 
-    def _ranks(self, number: int, chosen: NDArray[np.int64]) -> Ranks:
+    def ranks(self, number: int, chosen: NDArray[np.int64]) -> Ranks:
+        """Return the legal ranks that the policy gives the chosen clients, `[clients, sites]`."""
         observation = Observation(
             round=number,
             rounds=self.bench.config.rounds,
