@@ -13,6 +13,9 @@ from typing import Any
 
 from fedlora.errors import RunFolderError
 
+# What a killed process leaves behind begins like this; see `sweep`.
+_TEMPORARY = ".unfinished-"
+
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
@@ -29,7 +32,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader, or a machine that lost power, sees the old contents or the new, never a part."""
     raw = data.encode() if isinstance(data, str) else data
     with disk_errors(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f"{_TEMPORARY}{path.name}.", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(raw)
@@ -56,7 +59,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{path.name}.", dir=path.parent))
     try:
         with disk_errors(path):
             yield temporary
@@ -71,6 +74,21 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def is_temporary(path: Path) -> bool:
+    """Return whether `path` is an unfinished file or folder of this module."""
+    return path.name.startswith(_TEMPORARY)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the unfinished files and folders that a killed process left in `folder`; there must be no other one at work."""
+    with disk_errors(folder):
+        for path in [path for path in folder.iterdir() if is_temporary(path)]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -142,6 +142,8 @@ class CoverageMean:
         for name, value in values.items():
             if value.shape != self.old[name].shape:
                 raise ValueError(f"tensor '{name}' has shape {tuple(value.shape)}, expected {tuple(self.old[name].shape)}")
+            if masks is not None and masks[name].shape != value.shape:
+                raise ValueError(f"the mask of '{name}' has shape {tuple(masks[name].shape)}, expected {tuple(value.shape)}")
             if masks is None:
                 self.total[name].add_(value.to(self.total[name]), alpha=weight)
                 self.weight[name].add_(weight)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from fedlora.errors import ConfigError, FedLoRAError
+from fedlora.errors import FedLoRAError
 from fedlora.federation.batched_grid import BatchedGrid
 from fedlora.federation.client import make_client_app
 from fedlora.federation.workbench import Workbench
@@ -27,8 +26,6 @@ def run_engine(bench: Workbench, app: ServerApp) -> None:
 
 
 def _run_ray(bench: Workbench, app: ServerApp) -> None:
-    if find_spec("ray") is None:
-        raise ConfigError("engine = 'ray' needs Ray: pip install 'fedlora[ray]', or use engine = 'batched'")
     from flwr.simulation import run_simulation
 
     config = bench.config.ray

@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 
 from fedlora.adapters import Tensors
 from fedlora.aggregation import GlobalState, Update
-from fedlora.errors import PayloadError
+from fedlora.errors import FedLoRAError, PayloadError
 from fedlora.federation.client import reply_spec
-from fedlora.federation.policy import Observation, PolicySetup, Ranks, legal, make_policy
+from fedlora.federation.policy import Observation, Policy, PolicySetup, Ranks, legal, make_policy
 from fedlora.federation.workbench import Workbench
 from fedlora.streams import stream
 from fedlora.wire import decode, encode, from_record, record_size, to_record
+
+
+_REPORTED = ("train-loss", "steps", "tokens", "seconds", "held-accuracy", "held-loss", "held-examples")
 
 
 @dataclass
@@ -66,13 +69,8 @@ class RoundStrategy(Strategy):
     def __init__(self, bench: Workbench, roster: dict[int, tuple[int, int]], state: ServerState) -> None:
         self.bench, self.roster, self.state = bench, roster, state
         self.offset = state.round
-        config = bench.config
-        caps = np.array([adapter.cap for adapter in bench.adapters], np.int64)
-        units = np.array([adapter.unit for adapter in bench.adapters], np.int64)
-        self.policy = make_policy(
-            config.policy.name, config.policy.options, PolicySetup(config.seed, config.clients, caps, units)
-        )
-        self.caps, self.units = caps, units
+        self.policy, setup = policy_of(bench)
+        self.caps, self.units = setup.caps, setup.units
         self.record = RoundRecord(state.round)
         self._rows: dict[int, dict[str, Any]] = {}
 
@@ -160,10 +158,10 @@ class RoundStrategy(Strategy):
         if row is None or row["status"] != "no reply":
             return None  # not asked this round, or answering twice
         if reply.has_error():
-            row["status"] = f"failed: {(reply.error.reason or 'no reason given').strip().splitlines()[-1]}"
+            row["status"] = f"failed: {_reason(reply)}"
             return None
         try:
-            metrics = cast(dict[str, float], dict(reply.content["metrics"]))
+            metrics = reply.content.metric_records["metrics"]
             data = from_record(reply.content.array_records["arrays"])
             row["uplink_bytes"] = len(data)
             tensors = decode(data, self.bench.config.wire.dtype, reply_spec(self.bench, row["ranks"]), tag=number)
@@ -174,11 +172,7 @@ class RoundStrategy(Strategy):
         except KeyError as error:
             row["status"] = f"rejected: schema: the reply has no record {error}"
             return None
-        row["status"] = "ok"
-        for key in ("train-loss", "steps", "tokens", "seconds", "held-accuracy", "held-loss", "held-examples"):
-            if key in metrics:
-                row[key.replace("-", "_")] = metrics[key]
-        row["examples"] = update.examples
+        row |= {"status": "ok", "examples": update.examples, **_reported(metrics)}
         return update
 
     def _update(self, row: dict[str, Any], tensors: Tensors) -> Update:
@@ -202,10 +196,30 @@ class RoundStrategy(Strategy):
         return None
 
 
+def policy_of(bench: Workbench) -> tuple[Policy, PolicySetup]:
+    """Return the run's policy, and what it was told (ConfigError where its options do not fit)."""
+    config = bench.config
+    caps = np.array([adapter.cap for adapter in bench.adapters], np.int64)
+    units = np.array([adapter.unit for adapter in bench.adapters], np.int64)
+    setup = PolicySetup(config.seed, config.clients, caps, units)
+    return make_policy(config.policy.name, config.policy.options, setup), setup
+
+
+def _reported(metrics: MetricRecord) -> dict[str, float]:
+    """Return what a client says of its own training, for the log; what is not one finite number is left out."""
+    found = {key: metrics[key] for key in _REPORTED if key in metrics}
+    return {
+        key.replace("-", "_"): value for key, value in found.items() if isinstance(value, int | float) and np.isfinite(value)
+    }
+
+
 def call_roll(grid: Grid, wanted: int, timeout: float = 600.0) -> dict[int, tuple[int, int]]:
     """Ask all nodes who they are; return client number -> (node id, training examples).
 
     Waits until `wanted` nodes are online or `timeout` seconds have passed.
+
+    Raises:
+        FedLoRAError: Nobody answered, or nobody could.
     """
     deadline = time.monotonic() + timeout
     nodes = sorted(grid.get_node_ids())
@@ -214,8 +228,19 @@ def call_roll(grid: Grid, wanted: int, timeout: float = 600.0) -> dict[int, tupl
         nodes = sorted(grid.get_node_ids())
     messages = [Message(RecordDict({}), dst_node_id=node, message_type=MessageType.QUERY, group_id="roll") for node in nodes]
     roster: dict[int, tuple[int, int]] = {}
+    reasons = [f"{len(nodes)} nodes were asked, none replied"]
     for reply in grid.send_and_receive(messages, timeout=timeout):
-        if not reply.has_error():
+        if reply.has_error():
+            reasons.append(_reason(reply))
+        else:
             metrics = reply.content.metric_records["metrics"]
             roster[int(cast(int, metrics["client"]))] = (reply.metadata.src_node_id, int(cast(int, metrics["num-examples"])))
+    if not roster:
+        raise FedLoRAError(f"no client takes part: {reasons[-1]}")
     return roster
+
+
+def _reason(reply: Message) -> str:
+    """Return the last line of the error that a reply carries: libraries put whole tracebacks there."""
+    lines = (reply.error.reason or "").strip().splitlines()
+    return lines[-1] if lines else "no reason given"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -83,7 +84,7 @@ def build(config: RunConfig) -> Workbench:
     aggregator = AGGREGATORS.get(rule)(backbone.adapters, config.aggregator.weighting)
     if config.wire.downlink == "sliced" and not aggregator.sliced_downlink:
         raise ConfigError(
-            f"wire.downlink = 'sliced' does not fit aggregator.method = '{config.aggregator.method}': use 'broadcast'"
+            f"wire.downlink = 'sliced' does not fit aggregator.method = '{rule}': use 'broadcast'"
         )
     train = prepare(dataset.train, loaded, config.data.max_length)
     split = [split_client(part, config.data.client_test_fraction, config.seed, client) for client, part in enumerate(parts)]
@@ -104,6 +105,8 @@ def check_combination(config: RunConfig) -> None:
     """Refuse unknown names and what cannot work together, as far as the configuration alone tells (ConfigError)."""
     ADAPTERS.entry(config.adapter.method)
     POLICIES.entry(config.policy.name)
+    if config.engine == "ray" and find_spec("ray") is None:
+        raise ConfigError("engine = 'ray' needs Ray: pip install 'fedlora[ray]', or use engine = 'batched'")
     if config.aggregator.method != "auto":
         AGGREGATORS.entry(config.aggregator.method)
     if config.adapter.method == "ravan" and config.wire.downlink == "sliced":

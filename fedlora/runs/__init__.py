@@ -1,0 +1,1 @@
+"""Runs: folder, checkpoints, progress, export, and the function that runs a federation."""

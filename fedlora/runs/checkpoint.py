@@ -1,0 +1,132 @@
+"""Checkpoints: one folder per round, written whole, verified before use, the newest few kept.
+
+    checkpoints/round-00003/state.safetensors    global adapter, task head, previous ranks, what clients keep for themselves
+    checkpoints/round-00003/state.json           round, lengths of the logs at that moment, clients trained at once, sha256 of both
+
+Logs are appended before the checkpoint is written; on resume they are cut back to the lengths that the checkpoint names, so
+that a kill at any moment leaves nothing twice and nothing half.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from fedlora.aggregation import GlobalState
+from fedlora.errors import RunFolderError
+from fedlora.federation.strategy import ServerState
+from fedlora.files import atomic_folder
+
+
+@dataclass
+class Checkpoint:
+    """All that a run needs to go on.
+
+    Attributes:
+        state: The server's state.
+        clients: Per node, the packed record of what the client keeps for itself.
+        log_bytes: Length of each log when the round was complete.
+        chunk: Clients trained at once; kept, because another number sums in another order.
+    """
+
+    state: ServerState
+    clients: dict[int, bytes]
+    log_bytes: dict[str, int]
+    chunk: int
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
+    """Write a checkpoint to `folder` and drop all but the newest `keep`."""
+    state = checkpoint.state
+    tensors: dict[str, Tensor] = {f"adapter/{key}": tensor.contiguous().clone() for key, tensor in state.adapter.flat().items()}
+    tensors["previous_ranks"] = torch.from_numpy(state.previous)
+    for node, data in checkpoint.clients.items():
+        tensors[f"client/{node}"] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    body = {
+        "format": 1,
+        "round": state.round,
+        "sites": len(state.adapter.sites),
+        "log_bytes": checkpoint.log_bytes,
+        "chunk": checkpoint.chunk,
+    }
+    with atomic_folder(folder / f"round-{state.round:05d}") as temporary:
+        # Not safetensors' save_file: a full disk has to be an OSError.
+        data = save(tensors)
+        (temporary / "state.safetensors").write_bytes(data)
+        body["tensors_sha256"] = _sha256(data)
+        (temporary / "state.json").write_text(json.dumps({"body": body, "sha256": _sha256(_canonical(body))}, indent=2) + "\n")
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return all checkpoints, oldest first."""
+    found = {path: match for path in folder.glob("round-*") if (match := re.fullmatch(r"round-(\d+)", path.name))}
+    return sorted((path for path in found if path.is_dir()), key=lambda path: int(found[path][1]))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify a checkpoint.
+
+    Raises:
+        RunFolderError: A file is missing, cut short or altered; names it and says how to go on from an older one.
+    """
+    try:
+        envelope = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        body: dict[str, Any] = envelope["body"]
+        written = envelope["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, f"state.json cannot be read ({error})") from None
+    if written != _sha256(_canonical(body)):
+        raise _damaged(path, "state.json is not what was written (sha256 differs)")
+    try:
+        data = (path / "state.safetensors").read_bytes()
+    except OSError as error:
+        raise _damaged(path, f"state.safetensors cannot be read ({error})") from None
+    if body["tensors_sha256"] != _sha256(data):
+        raise _damaged(path, f"state.safetensors is not what was written (sha256 differs; {len(data)} bytes)")
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise _damaged(path, f"state.safetensors cannot be read ({error})") from None
+    adapter = {key.removeprefix("adapter/"): tensor for key, tensor in tensors.items() if key.startswith("adapter/")}
+    clients = {int(key.removeprefix("client/")): bytes(tensor.numpy()) for key, tensor in tensors.items() if key.startswith("client/")}
+    previous = tensors["previous_ranks"].numpy().astype(np.int64)
+    state = ServerState(body["round"], GlobalState.from_flat(_ordered(adapter), body["sites"]), previous)
+    return Checkpoint(state, clients, body["log_bytes"], body["chunk"])
+
+
+def _ordered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors as `GlobalState.flat` orders them; safetensors stores them by name."""
+
+    def key(item: str) -> tuple[int, int]:
+        where, _, _ = item.partition("/")
+        return (1, 0) if where == "head" else (0, int(where))
+
+    return {name: tensors[name] for name in sorted(tensors, key=key)}
+
+
+def _damaged(path: Path, what: str) -> RunFolderError:
+    before = list_checkpoints(path.parent)
+    older = before[: before.index(path)] if path in before else []
+    hint = f"Remove it to go on from {older[-1].name}" if older else "There is no older one: start the run again"
+    return RunFolderError(f"checkpoint {path} is damaged: {what}. {hint}")
+
+
+def _canonical(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, sort_keys=True).encode()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,162 @@
+"""The run folder: everything that a run leaves behind, and what a resumed run starts from.
+
+    config.toml          the resolved configuration
+    environment.json     versions, commit, hardware, command
+    metrics.jsonl        one row per round
+    clients.jsonl        one row per client and round
+    label_mix.png        labels per client
+    tensorboard/         the same numbers as events, in one file
+    checkpoints/         see `checkpoint`
+    adapter/             the final adapter as a stock PEFT folder
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from fedlora.config import RunConfig, load_config
+from fedlora.errors import ConfigError, RunFolderError
+from fedlora.files import disk_errors, is_temporary, sweep, write_atomic
+from fedlora.runs.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
+
+LOGS = {"metrics": "metrics.jsonl", "clients": "clients.jsonl", "events": "tensorboard/events.out.tfevents.0.fedlora"}
+
+
+class RunFolder:
+    """One run's folder on disk.
+
+    Args:
+        path: The folder; `create` or `open` make the object.
+        config: The run's configuration.
+    """
+
+    def __init__(self, path: Path, config: RunConfig) -> None:
+        self.path, self.config = path, config
+
+    @staticmethod
+    def create(path: Path, config: RunConfig) -> RunFolder:
+        """Make a new run folder.
+
+        Raises:
+            RunFolderError: The folder cannot be written, or holds something already.
+        """
+        refuse_taken(path)
+        new = not path.exists()
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+        try:
+            write_atomic(path / "config.toml", config.to_toml())
+        except RunFolderError:
+            if new:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            raise
+        return RunFolder(path, config)
+
+    @staticmethod
+    def open(path: Path) -> RunFolder:
+        """Open the folder of a run.
+
+        Raises:
+            RunFolderError: There is no run in it.
+        """
+        if not holds_run(path):
+            raise RunFolderError(f"{path} holds no run (no config.toml in it). Give the folder that `fedlora simulate` printed")
+        try:
+            return RunFolder(path, load_config(path / "config.toml"))
+        except ConfigError as error:
+            raise RunFolderError(f"{path / 'config.toml'} is not what a run wrote: {error}") from None
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    def latest(self) -> Checkpoint | None:
+        """Return the newest checkpoint, verified, or None before the first (RunFolderError where it is damaged)."""
+        found = list_checkpoints(self.checkpoints)
+        return load_checkpoint(found[-1]) if found else None
+
+    def log(self, name: str) -> Path:
+        """Return the file of a log."""
+        return self.path / LOGS[name]
+
+    def append(self, log: str, rows: list[dict[str, Any]]) -> None:
+        """Append rows to metrics.jsonl or clients.jsonl and wait until the disk has them; what is not finite becomes null."""
+        path = self.log(log)
+        with disk_errors(path), path.open("ab") as file:
+            file.write("".join(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rows(self, log: str = "metrics") -> list[dict[str, Any]]:
+        """Return the rows of a log."""
+        path = self.log(log)
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def log_bytes(self) -> dict[str, int]:
+        """Return the present length of each log."""
+        return {log: path.stat().st_size if (path := self.log(log)).exists() else 0 for log in LOGS}
+
+    def clean(self, lengths: dict[str, int]) -> None:
+        """Cut the logs back to what they were at a checkpoint, and remove what a killed process left unfinished.
+
+        Events may have been thrown away; the logs that numbers are read from may not.
+
+        Raises:
+            RunFolderError: A log is shorter than the checkpoint says, so rows were lost by other hands.
+        """
+        have = self.log_bytes()
+        for log in ("metrics", "clients"):
+            if have[log] < lengths.get(log, 0):
+                raise RunFolderError(
+                    f"{self.log(log)} has {have[log]} bytes, the checkpoint counts {lengths[log]}: rows were removed. "
+                    "Restore the file to resume"
+                )
+        for log in LOGS:
+            want = lengths.get(log, 0)
+            if have[log] > want:
+                with disk_errors(self.log(log)):
+                    os.truncate(self.log(log), want)
+        for folder in (self.path, self.checkpoints):
+            if folder.is_dir():
+                sweep(folder)
+
+
+def holds_run(path: Path) -> bool:
+    """Return whether a run lives in `path`."""
+    return (path / "config.toml").is_file()
+
+
+def refuse_taken(path: Path, argument: str = "--out") -> None:
+    """Raise RunFolderError where `path` cannot become a new folder; nothing is written.
+
+    Args:
+        path: The folder.
+        argument: What the user calls it.
+    """
+    other = f"Choose another {argument}"
+    with disk_errors(path):
+        if path.is_dir() and any(not is_temporary(inside) for inside in path.iterdir()):
+            what = "a run" if holds_run(path) else "other files"
+            hint = f"Go on with it by --resume {path}, or choose another --out" if holds_run(path) and argument == "--out" else other
+            raise RunFolderError(f"{path} already holds {what}. {hint}")
+        nearest = next(folder for folder in [path, *path.absolute().parents] if folder.exists())
+        if not nearest.is_dir():
+            raise RunFolderError(f"{nearest} is a file, not a folder. {other}")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise RunFolderError(f"{nearest} cannot be written by this user. {other}")
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that JSON can hold: null for NaN and infinities."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value

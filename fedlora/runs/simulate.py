@@ -1,0 +1,205 @@
+"""Run a federation: build, open the folder, let Flower's loop turn, export."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedlora.config import RunConfig
+from fedlora.data.plot import plot_label_mix
+from fedlora.errors import RunFolderError
+from fedlora.federation.batched_grid import BatchedGrid
+from fedlora.federation.engines import run_engine
+from fedlora.federation.strategy import RoundStrategy, ServerState, call_roll, policy_of
+from fedlora.federation.workbench import Workbench, build
+from fedlora.files import write_json
+from fedlora.runs.checkpoint import Checkpoint, save_checkpoint
+from fedlora.runs.environment import environment
+from fedlora.runs.export import export_state
+from fedlora.runs.folder import RunFolder, holds_run, refuse_taken
+from fedlora.runs.progress import Progress, Quiet
+from fedlora.runs.tensorboard import Events
+from fedlora.training.evaluation import evaluate
+from fedlora.wire import from_record, to_record
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: its folder and one row per round (the rows of metrics.jsonl)."""
+
+    folder: Path
+    rounds: list[dict[str, Any]]
+
+
+def simulate(config: RunConfig, out: Path, *, resume: bool = False, progress: Progress | None = None) -> RunResult:
+    """Run `config` into the folder `out`.
+
+    Args:
+        config: The run.
+        out: New folder, or with `resume` the folder of a run that was cut off.
+        resume: Go on from the newest checkpoint; the folder's configuration must be `config`.
+        progress: Who is told how far the run is; default: nobody.
+
+    Raises:
+        FedLoRAError: Before any work where the configuration or the folder cannot do; during the run where the disk fails.
+    """
+    progress = progress or Quiet()
+    logging.getLogger("flwr").setLevel(logging.ERROR)  # its loop logs every step of a round; the run folder has all of it
+    if not (resume and holds_run(out)):
+        refuse_taken(out)
+    elif (stored := RunFolder.open(out).config) != config:
+        raise RunFolderError(
+            f"{out} was started with another configuration ({_difference(stored, config)}). Resume it unchanged, or choose a new --out"
+        )
+    progress.say("loading model and data")
+    bench = build(config)
+    policy_of(bench)  # options that do not fit are refused before anything is written
+    if bench.backbone.placement.emulated:
+        progress.say(
+            "note: this device emulates bf16, which is slower than fp32 here; training.precision = 'auto' would choose fp32"
+        )
+    folder = RunFolder.open(out) if resume and holds_run(out) else RunFolder.create(out, config)
+    session = Session(bench, folder, progress)
+    session.run()
+    session.finish()
+    return RunResult(folder.path, folder.rows())
+
+
+class Session:
+    """One process's work on a run: what Flower's loop calls back into.
+
+    Args:
+        bench: Model, data and aggregator.
+        folder: The run's folder.
+        progress: Who is told how far the run is.
+    """
+
+    def __init__(self, bench: Workbench, folder: RunFolder, progress: Progress) -> None:
+        self.bench, self.folder, self.progress = bench, folder, progress
+        self.config = bench.config
+        checkpoint = folder.latest()
+        if checkpoint is None:
+            adapter = bench.aggregator.initial(bench.backbone.initial_head())
+            previous = np.zeros((self.config.clients, len(bench.adapters)), np.int64)
+            checkpoint = Checkpoint(ServerState(0, adapter, previous), {}, {}, bench.chunk)
+            self.fresh = True
+        else:
+            self.fresh = False
+        self.state, self.kept = checkpoint.state, checkpoint.clients
+        bench.chunk = checkpoint.chunk
+        folder.clean(checkpoint.log_bytes)
+        self.events = Events(folder.log("events"), self.config.output.tensorboard)
+        self.clock = time.perf_counter()
+        self.grid: Grid | None = None
+
+    def run(self) -> None:
+        """Run the rounds that are left."""
+        if self.fresh:
+            write_json(self.folder.path / "environment.json", environment(self.bench.backbone.placement.device))
+            train = self.bench.dataset.train
+            parts = [np.concatenate(pair) for pair in zip(self.bench.parts, self.bench.held, strict=True)]
+            plot_label_mix(train.labels, parts, self.bench.dataset.label_names, self.folder.path / "label_mix.png")
+        self.progress.start(self.config, self.folder.rows())
+        self.bench.backbone.on_step = self.progress.step
+        app = ServerApp()
+
+        @app.main()
+        def main(grid: Grid, context: Context) -> None:
+            self.serve(grid)
+
+        if self.state.round < self.config.rounds:
+            run_engine(self.bench, app)
+
+    def serve(self, grid: Grid) -> None:
+        """Be the server: restore what clients keep, call the roll, drive Flower's loop."""
+        self.grid = grid
+        if isinstance(grid, BatchedGrid):
+            for node, data in self.kept.items():
+                grid.contexts[node].state["residual"] = to_record(data)
+        roster = call_roll(grid, self.config.clients)
+        strategy = RoundStrategy(self.bench, roster, self.state)
+        self.clock = time.perf_counter()
+        strategy.start(
+            grid,
+            strategy.broadcast(),
+            num_rounds=self.config.rounds - self.state.round,
+            evaluate_fn=lambda number, _: self.end_round(number, strategy),
+        )
+
+    def end_round(self, number: int, strategy: RoundStrategy) -> None:
+        """Measure, log and checkpoint; Flower calls this before the first round (0) and after each."""
+        if number == 0 and not self.fresh:
+            return
+        state, record = strategy.state, strategy.record
+        row = self._metrics(state, record.clients, record.coverage)
+        self.folder.append("clients", record.clients)
+        self.folder.append("metrics", [row])
+        self.events.round(row, record.clients)
+        save_checkpoint(
+            self.folder.checkpoints,
+            Checkpoint(state, self._kept_by_clients(), self.folder.log_bytes(), self.bench.chunk),
+            self.config.output.keep_checkpoints,
+        )
+        self.progress.round(row, record.clients)
+        self.clock = time.perf_counter()
+
+    def finish(self) -> None:
+        """Export the final adapter; where this process trained nothing, the one that is there is it."""
+        adapter = self.folder.path / "adapter"
+        if self.grid is not None or not adapter.exists():
+            export_state(self.bench, self.state, adapter)
+        self.progress.stop(self.folder.path, self.folder.rows())
+
+    def _metrics(self, state: ServerState, clients: list[dict[str, Any]], coverage: float) -> dict[str, Any]:
+        done = [row for row in clients if row["status"] == "ok"]
+        losses = [row["train_loss"] for row in done if "train_loss" in row]
+        held = [row for row in done if row.keys() >= {"held_accuracy", "held_examples"}]
+        due = state.round % self.config.evaluation.every == 0 or state.round == self.config.rounds
+        accuracy, loss = self._evaluate(state) if due else (None, None)
+        examples = sum(row["held_examples"] for row in held)
+        return {
+            "round": state.round,
+            "test_accuracy": accuracy,
+            "test_loss": loss,
+            "train_loss": float(np.mean(losses)) if losses else None,
+            "clients_accuracy": sum(row["held_accuracy"] * row["held_examples"] for row in held) / examples if examples else None,
+            "uplink_bytes": sum(row["uplink_bytes"] for row in clients),
+            "downlink_bytes": sum(row["downlink_bytes"] for row in clients),
+            "clients_selected": len(clients),
+            "clients_failed": len(clients) - len(done),
+            "mean_rank": float(np.mean([row["mean_rank"] for row in clients])) if clients else None,
+            "coverage": coverage if clients else None,
+            "wall_time_s": round(time.perf_counter() - self.clock, 3),
+        }
+
+    def _evaluate(self, state: ServerState) -> tuple[float, float]:
+        start = self.bench.start(state.adapter, state.round + 1)
+        batch = self.config.evaluation.batch_size
+        return evaluate(self.bench.backbone, self.bench.test, self.bench.test_indices(), start, batch).summary()
+
+    def _kept_by_clients(self) -> dict[int, bytes]:
+        if not isinstance(self.grid, BatchedGrid):
+            return {}
+        kept = {node: context.state for node, context in self.grid.contexts.items() if "residual" in context.state}
+        return {node: from_record(state.array_records["residual"]) for node, state in kept.items()}
+
+
+def _difference(old: RunConfig, new: RunConfig) -> str:
+    """Name the first keys in which two configurations differ."""
+    pairs = zip(_flat(old.model_dump()).items(), _flat(new.model_dump()).values(), strict=False)
+    changed = [f"{key}: {was!r} there, {now!r} here" for (key, was), now in pairs if was != now]
+    return "; ".join(changed[:3])
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and key != "options" else {prefix + key: value}
+    return flat

@@ -1,0 +1,64 @@
+"""The numbers of a run as TensorBoard events, in one file that is a log of the run like the others.
+
+TensorBoard's own writer hands events to a thread, starts another file for every process and keeps what a killed process wrote.
+Here events are appended when the round ends, and cut back with the other logs when a run is resumed.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedlora.files import disk_errors
+
+
+class Events:
+    """Writes scalars per round and a histogram of ranks.
+
+    Args:
+        path: The event file; its folder is made when the first event is written.
+        enabled: False writes nothing.
+    """
+
+    def __init__(self, path: Path, enabled: bool) -> None:
+        self.path, self.enabled = path, enabled
+
+    def round(self, row: dict[str, Any], clients: list[dict[str, Any]]) -> None:
+        """Append one round (RunFolderError where the disk refuses)."""
+        if not self.enabled:
+            return
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        numbers = {name: value for name, value in row.items() if name != "round" and isinstance(value, int | float)}
+        values = [Summary.Value(tag=f"round/{name}", simple_value=value) for name, value in numbers.items()]
+        if clients:
+            values.append(Summary.Value(tag="round/ranks", histo=_histogram(np.array([client["ranks"] for client in clients]))))
+        event = Event(wall_time=time.time(), step=row["round"], summary=Summary(value=values))
+        with disk_errors(self.path):
+            self.path.parent.mkdir(exist_ok=True)
+            with self.path.open("ab") as file:
+                writer = RecordWriter(file)
+                if file.tell() == 0:
+                    writer.write(Event(wall_time=event.wall_time, file_version="brain.Event:2").SerializeToString())
+                writer.write(event.SerializeToString())
+
+
+def _histogram(ranks: np.ndarray[Any, np.dtype[np.int64]]) -> Any:
+    """Return how often each rank occurs, as TensorBoard wants it: right edges of bins, the first bin empty."""
+    from tensorboard.compat.proto.summary_pb2 import HistogramProto
+
+    values, counts = np.unique(ranks, return_counts=True)
+    return HistogramProto(
+        min=float(values[0]),
+        max=float(values[-1]),
+        num=ranks.size,
+        sum=float(ranks.sum()),
+        sum_squares=float((ranks**2).sum()),
+        bucket_limit=[values[0] - 0.5, *(values + 0.5)],
+        bucket=[0, *counts],
+    )

@@ -1,0 +1,173 @@
+"""What every aggregation rule promises, for every adapter that it accepts."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from cases import CASES, Case, draw, legal_ranks
+from fedlora.aggregation import AGGREGATORS, Aggregator, GlobalState, Update
+from fedlora.errors import ConfigError, PayloadError
+from rounds import HEAD, adapters_of, make_update, start_state
+
+
+def pairs() -> Iterator[tuple[str, Case]]:
+    """Yield every rule with every adapter variant that it does not refuse."""
+    for rule, case in itertools.product(AGGREGATORS.names(), CASES):
+        try:
+            AGGREGATORS.get(rule)(adapters_of(case))
+        except ConfigError:
+            continue
+        yield rule, case
+
+
+PAIRS = list(pairs())
+every_pair = pytest.mark.parametrize(("rule", "case"), PAIRS, ids=str)
+
+
+def setup(rule: str, case: Case, weighting: str = "auto") -> tuple[Aggregator, GlobalState]:
+    """Return the rule and a state in the middle of a run, in float32 as on a real server."""
+    aggregator = AGGREGATORS.get(rule)(adapters_of(case), weighting)
+    state = aggregator.initial(draw(HEAD, 1, dtype=torch.float32))
+    if all(site.keys() == adapter.state_shapes.keys() for site, adapter in zip(state.sites, aggregator.adapters, strict=True)):
+        state.sites = start_state(aggregator.adapters, torch.float32)
+    if rule == "stack":
+        state, _ = aggregator.aggregate(updates(aggregator, [9], 0), state, 1)
+    return aggregator, state
+
+
+def updates(aggregator: Aggregator, clients: list[int], shift: int = 1) -> list[Update]:
+    """Return updates of mixed ranks, some of them 0."""
+    ranks = [list(legal_ranks(adapter)) for adapter in aggregator.adapters]
+    return [
+        make_update(
+            aggregator.adapters,
+            client,
+            [own[(client + shift * index) % len(own)] for index, own in enumerate(ranks)],
+            examples=10 + client,
+            dtype=torch.float32,
+        )
+        for client in clients
+    ]
+
+
+def same(left: GlobalState, right: GlobalState) -> bool:
+    ours, theirs = left.flat(), right.flat()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@every_pair
+def test_the_order_of_arrival_does_not_matter_by_a_bit(rule: str, case: Case) -> None:
+    aggregator, state = setup(rule, case)
+    replies = updates(aggregator, [3, 1, 4, 2])
+    expected, coverage = aggregator.aggregate(replies, state, 2)
+    assert not same(expected, state)
+    for order in itertools.islice(itertools.permutations(replies), 1, None, 5):
+        found, theirs = aggregator.aggregate(order, state, 2)
+        assert same(found, expected) and theirs == coverage
+
+
+@every_pair
+def test_state_and_updates_are_left_as_they_were(rule: str, case: Case) -> None:
+    aggregator, state = setup(rule, case)
+    replies = updates(aggregator, [1, 2])
+    before = {key: tensor.clone() for key, tensor in state.flat().items()}
+    sent = [[{key: tensor.clone() for key, tensor in site.items()} for site in reply.sites] for reply in replies]
+    aggregator.aggregate(replies, state, 2)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in state.flat().items())
+    for reply, copies in zip(replies, sent, strict=True):
+        for site, copy in zip(reply.sites, copies, strict=True):
+            assert all(torch.equal(tensor, copy[key]) for key, tensor in site.items())
+
+
+@every_pair
+def test_clients_that_send_no_component_leave_the_adapter_as_it_is(rule: str, case: Case) -> None:
+    aggregator, state = setup(rule, case)
+    none = [make_update(aggregator.adapters, client, [0, 0], dtype=torch.float32) for client in (1, 2)]
+    found, coverage = aggregator.aggregate(none, state, 2)
+    assert coverage == [0.0, 0.0]
+    assert same(GlobalState(found.sites), GlobalState(state.sites))
+    assert not torch.equal(found.head["classifier.bias"], state.head["classifier.bias"])  # the head always travels
+
+
+@every_pair
+def test_coverage_is_the_share_that_somebody_sent(rule: str, case: Case) -> None:
+    aggregator, state = setup(rule, case)
+    caps = [adapter.cap for adapter in aggregator.adapters]
+    assert aggregator.aggregate([make_update(aggregator.adapters, 1, caps)], state, 2)[1] == [1.0, 1.0]
+    ranks = [list(legal_ranks(adapter))[1] for adapter in aggregator.adapters]
+    part = aggregator.aggregate([make_update(aggregator.adapters, 1, ranks)], state, 2)[1]
+    assert all(0.0 < share < 1.0 for share in part)
+
+
+@every_pair
+def test_one_client_at_the_cap_is_taken_over_as_it_is(rule: str, case: Case) -> None:
+    aggregator, state = setup(rule, case)
+    caps = [adapter.cap for adapter in aggregator.adapters]
+    update = make_update(aggregator.adapters, 1, caps, dtype=torch.float32)
+    found, _ = aggregator.aggregate([update], state, 2)
+    assert all(torch.allclose(found.head[key], update.head[key], rtol=1e-6, atol=0) for key in found.head)
+    for index, adapter in enumerate(aggregator.adapters):
+        received, merge = aggregator.start(index, state.sites[index], 2)
+        own, _ = adapter.place(update.sites[index], adapter.cap, received)
+        wanted = adapter.delta_weight(own) + (merge[0] @ merge[1] if merge else 0)
+        b, a = aggregator.export_factors(index, found.sites[index])
+        assert torch.allclose(b @ a, wanted, rtol=0, atol=1e-4)
+
+
+@every_pair
+@pytest.mark.parametrize("weighting", ["uniform", "examples"])
+def test_weighting_can_be_chosen(rule: str, case: Case, weighting: str) -> None:
+    aggregator, state = setup(rule, case, weighting)
+    caps = [adapter.cap for adapter in aggregator.adapters]
+    light = [make_update(aggregator.adapters, client, caps, examples, torch.float32) for client, examples in ((1, 10), (2, 10))]
+    heavy = [make_update(aggregator.adapters, client, caps, examples, torch.float32) for client, examples in ((1, 10), (2, 90))]
+    equal = same(aggregator.aggregate(light, state, 2)[0], aggregator.aggregate(heavy, state, 2)[0])
+    assert equal == (weighting == "uniform")
+    head = aggregator.aggregate(heavy, state, 2)[0].head["classifier.bias"]
+    shares = (0.5, 0.5) if weighting == "uniform" else (0.1, 0.9)
+    wanted = sum(share * update.head["classifier.bias"] for share, update in zip(shares, heavy, strict=True))
+    assert torch.allclose(head, wanted, rtol=1e-5, atol=1e-6)
+
+
+@every_pair
+def test_a_payload_of_another_shape_is_never_broadcast(rule: str, case: Case) -> None:
+    aggregator, state = setup(rule, case)
+    caps = [adapter.cap for adapter in aggregator.adapters]
+    update = make_update(aggregator.adapters, 1, caps, dtype=torch.float32)
+    name = next(name for name, item in aggregator.adapters[0].spec(caps[0]).items() if not item.index)
+    thin = {**update.sites[0], name: update.sites[0][name][:1]}
+    with pytest.raises(PayloadError, match="shape"):
+        aggregator.aggregate([Update(1, 10, caps, [thin, update.sites[1]], update.head)], state, 2)
+    with pytest.raises(ValueError, match=r"tensor 'classifier.bias' has shape \(1,\), expected \(3,\)"):
+        head = {**update.head, "classifier.bias": torch.zeros(1)}
+        aggregator.aggregate([Update(1, 10, caps, update.sites, head)], state, 2)
+
+
+@pytest.mark.parametrize("rule", AGGREGATORS.names())
+def test_registered_rules_say_what_they_are_and_fit_some_adapter(rule: str) -> None:
+    aggregator = AGGREGATORS.get(rule)
+    assert not inspect.isabstract(aggregator) and issubclass(aggregator, Aggregator)
+    assert aggregator.name == rule and AGGREGATORS.entry(rule).summary == aggregator.summary
+    assert aggregator.default_weighting in ("uniform", "examples")
+    assert any(own == rule for own, _ in PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("rule", "method", "reason"),
+    [
+        ("ravan", "lora", "the mean of its factors is not the mean of its updates. Use 'fedavg-factors'"),
+        ("ravan", "triplet", "the mean of its factors is not the mean of its updates. Use 'fedavg-factors'"),
+        ("fedavg-factors", "ravan", "it has no trained factors to average. Use 'ravan'"),
+        ("stack", "ravan", "its mean is exact already and stacking would only add bytes. Use 'ravan'"),
+    ],
+)
+def test_a_rule_that_makes_no_sense_says_why_and_what_does(rule: str, method: str, reason: str) -> None:
+    case = next(case for case in CASES if case.method == method)
+    with pytest.raises(ConfigError) as caught:
+        AGGREGATORS.get(rule)(adapters_of(case))
+    assert str(caught.value).startswith(f"aggregator.method = '{rule}' does not fit adapter.method = '{method}': {reason}")
