@@ -32,7 +32,7 @@ from fedlora.training.local import Job, Start, train_clients
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/quickstart-study")
-RATES = (2e-3, 5e-3, 1e-2, 2e-2)
+RATES = (5e-3, 1e-2, 2e-2)
 SWEEP_SEED = 1000
 ALONE = 3
 """Clients that are trained alone per seed; their mean is reported."""

@@ -22,10 +22,12 @@ def quickstart() -> Path:
     return Path(str(files("fedlora") / "quickstart.toml"))
 
 
-def read_arguments(arguments: Sequence[str]) -> RunConfig:
-    """Return the configuration that `[RUN.toml] [key=value ...]` describe; without a file, the quickstart's."""
+def read_arguments(arguments: Sequence[str], stored: RunConfig | None = None) -> RunConfig:
+    """Return the configuration that `[RUN.toml] [key=value ...]` describe; without a file, `stored` or the quickstart's."""
     path = None
     overrides = list(arguments)
     if overrides and "=" not in overrides[0]:
         path = Path(overrides.pop(0))
+    if path is None and stored is not None:
+        return load_config(None, overrides, stored.model_dump(exclude_none=True))
     return load_config(path or quickstart(), overrides)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fedlora.cli.common import Format, read_arguments
 from fedlora.config import RunConfig
-from fedlora.errors import ConfigError, FedLoRAError
+from fedlora.errors import ConfigError
 
 
 def command(
@@ -39,7 +39,8 @@ def command(
     try:
         result = simulate(config, folder, resume=resume is not None, progress=progress)
     except KeyboardInterrupt:
-        console.print(f"stopped. Go on with: fedlora simulate --resume {folder}")
+        known = (folder / "config.toml").is_file()
+        console.print(f"stopped. Go on with: fedlora simulate --resume {folder}" if known else "stopped before the first round")
         raise
     finally:
         if isinstance(progress, Live):
@@ -74,13 +75,10 @@ def _what_and_where(arguments: list[str], out: Path | None, resume: Path | None)
         return config, out or _default_folder(config)
     from fedlora.runs.folder import RunFolder, holds_run
 
-    if arguments:  # the same run again, or a run that was cut off before its folder said what it was
+    if arguments and not holds_run(resume):  # a run that was cut off before its folder said what it was
         return read_arguments(arguments), resume
-    if not holds_run(resume):
-        raise FedLoRAError(
-            f"{resume} holds no run to resume (no config.toml in it). Give the folder that `fedlora simulate` printed"
-        )
-    return RunFolder.open(resume).config, resume
+    stored = RunFolder.open(resume).config
+    return (read_arguments(arguments, stored) if arguments else stored), resume
 
 
 def _default_folder(config: RunConfig) -> Path:

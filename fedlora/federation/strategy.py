@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -207,9 +208,9 @@ def policy_of(bench: Workbench) -> tuple[Policy, PolicySetup]:
 
 def _reported(metrics: MetricRecord) -> dict[str, float]:
     """Return what a client says of its own training, for the log; what is not one finite number is left out."""
-    found = {key: metrics[key] for key in _REPORTED if key in metrics}
+    found = {key.replace("-", "_"): metrics[key] for key in _REPORTED if key in metrics}
     return {
-        key.replace("-", "_"): value for key, value in found.items() if isinstance(value, int | float) and np.isfinite(value)
+        key: value for key, value in found.items() if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
     }
 
 

@@ -1,7 +1,7 @@
 """Checkpoints: one folder per round, written whole, verified before use, the newest few kept.
 
     checkpoints/round-00003/state.safetensors    global adapter, task head, previous ranks, what clients keep for themselves
-    checkpoints/round-00003/state.json           round, lengths of the logs at that moment, clients trained at once, sha256 of both
+    checkpoints/round-00003/state.json           round, lengths of the logs at that moment, clients trained at once, checksums
 
 Logs are appended before the checkpoint is written; on resume they are cut back to the lengths that the checkpoint names, so
 that a kill at any moment leaves nothing twice and nothing half.
@@ -101,7 +101,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except SafetensorError as error:
         raise _damaged(path, f"state.safetensors cannot be read ({error})") from None
     adapter = {key.removeprefix("adapter/"): tensor for key, tensor in tensors.items() if key.startswith("adapter/")}
-    clients = {int(key.removeprefix("client/")): bytes(tensor.numpy()) for key, tensor in tensors.items() if key.startswith("client/")}
+    kept = {key.removeprefix("client/"): tensor for key, tensor in tensors.items() if key.startswith("client/")}
+    clients = {int(node): bytes(tensor.numpy()) for node, tensor in kept.items()}
     previous = tensors["previous_ranks"].numpy().astype(np.int64)
     state = ServerState(body["round"], GlobalState.from_flat(_ordered(adapter), body["sites"]), previous)
     return Checkpoint(state, clients, body["log_bytes"], body["chunk"])

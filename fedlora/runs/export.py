@@ -61,7 +61,8 @@ def export_peft(
         # Not safetensors' save_file: a full disk has to be an OSError.
         (temporary / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
         (temporary / "adapter_config.json").write_text(json.dumps(_config(loaded, sites, ranks, modules), indent=2) + "\n")
-        (temporary / "fedlora.json").write_text(json.dumps({"base": loaded.source, "task": loaded.task, "labels": list(labels)}, indent=2) + "\n")
+        about = {"base": loaded.source, "task": loaded.task, "labels": list(labels)}
+        (temporary / "fedlora.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
 def export_state(bench: Workbench, state: ServerState, folder: Path) -> None:

@@ -32,7 +32,8 @@ def installation() -> dict[str, Any]:
     devices = ["cpu", *(f"cuda:{index} {name}" for index, name in enumerate(found["gpus"]))]
     if torch.backends.mps.is_available():
         devices.append("mps")
-    fast = [name for name in ("cpu", "cuda") if (name == "cpu" or torch.cuda.is_available()) and has_fast_bf16(torch.device(name))]
+    here = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    fast = [name for name in here if has_fast_bf16(torch.device(name))]
     return {
         **packages,
         "python": found["python"],
@@ -63,12 +64,16 @@ def preflight(config: RunConfig) -> dict[str, Any]:
         )
     up, mean_rank = _uplink(bench)
     state = bench.aggregator.initial(bench.backbone.initial_head())
-    down = encoded_size(state.spec(), config.wire.dtype) * config.clients_per_round
+    # Sliced, a client receives what it will send: its own components and the head.
+    whole = encoded_size(state.spec(), config.wire.dtype) * config.clients_per_round
+    down = up if config.wire.downlink == "sliced" else whole
     seconds = _seconds(bench)
     placement = bench.backbone.placement
     sizes = sorted(len(part) for part in bench.parts)
+    frozen = sum(parameter.numel() for parameter in bench.backbone.model.parameters())
+    slow = " (emulated here, slower than fp32)" if placement.emulated else ""
     return {
-        "model": f"{bench.backbone.loaded.source} ({sum(p.numel() for p in bench.backbone.model.parameters()) / 1e6:.1f} M frozen)",
+        "model": f"{bench.backbone.loaded.source} ({frozen / 1e6:.1f} M frozen)",
         "task": f"{bench.backbone.loaded.task}, {len(bench.dataset.label_names)} classes",
         "examples": f"{len(bench.train.examples)} to train, {len(bench.test.examples)} to test",
         "examples_per_client": f"{sizes[0]} to {sizes[-1]}, median {sizes[len(sizes) // 2]}",
@@ -77,7 +82,7 @@ def preflight(config: RunConfig) -> dict[str, Any]:
         "mean_rank_in_round_1": round(mean_rank, 2),
         "uplink_bytes_in_round_1": up,
         "downlink_bytes_in_round_1": down,
-        "device": f"{placement.device}, {placement.precision}{' (emulated here, slower than fp32)' if placement.emulated else ''}",
+        "device": f"{placement.device}, {placement.precision}{slow}",
         "clients_trained_at_once": chunk,
         "peak_memory_estimate": size(memory * chunk + _resident()),
         "seconds_per_round_estimate": round(seconds, 1),
@@ -86,7 +91,7 @@ def preflight(config: RunConfig) -> dict[str, Any]:
 
 
 def _uplink(bench: Workbench) -> tuple[int, float]:
-    """Return (bytes that the clients of round 1 will send, exactly; their mean rank), as the strategy itself would choose them."""
+    """Return (bytes that the clients of round 1 will send, exactly; their mean rank), as the strategy would choose them."""
     roster = {client: (client + 1, len(part)) for client, part in enumerate(bench.parts)}
     state = ServerState(0, GlobalState([]), np.zeros((len(bench.parts), len(bench.adapters)), np.int64))
     strategy = RoundStrategy(bench, roster, state)
@@ -117,7 +122,8 @@ def _seconds(bench: Workbench) -> float:
 def _local_steps(config: RunConfig, examples: Sequence[int]) -> float:
     if config.training.steps is not None:
         return config.training.steps
-    return float(np.mean([np.ceil((config.training.epochs or 1.0) * count / min(config.training.batch_size, count)) for count in examples]))
+    epochs, rows = config.training.epochs or 1.0, config.training.batch_size
+    return float(np.mean([np.ceil(max(1, round(epochs * count)) / min(rows, count)) for count in examples]))
 
 
 def _free_memory(bench: Workbench) -> int:

@@ -136,6 +136,8 @@ def round_line(row: dict[str, Any], rounds: int) -> str:
     if row["clients_selected"]:
         parts.append(f"up {size(row['uplink_bytes'])}, down {size(row['downlink_bytes'])}")
         parts.append(f"{row['clients_selected'] - row['clients_failed']}/{row['clients_selected']} clients")
+        if row["clients_failed"] == row["clients_selected"]:
+            parts.append("void: no sound reply")
     elif row["round"]:
         parts.append("void: nobody was asked")
     return "  ".join([*parts, f"{row['wall_time_s']:.1f} s"])

@@ -160,7 +160,7 @@ class Session:
     def _metrics(self, state: ServerState, clients: list[dict[str, Any]], coverage: float) -> dict[str, Any]:
         done = [row for row in clients if row["status"] == "ok"]
         losses = [row["train_loss"] for row in done if "train_loss" in row]
-        held = [row for row in done if row.keys() >= {"held_accuracy", "held_examples"}]
+        held = [row for row in done if "held_accuracy" in row and row.get("held_examples", 0) > 0]
         due = state.round % self.config.evaluation.every == 0 or state.round == self.config.rounds
         accuracy, loss = self._evaluate(state) if due else (None, None)
         examples = sum(row["held_examples"] for row in held)
