@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,7 @@ def take_turns(contenders: dict[str, Round], rounds: int) -> dict[str, Timings]:
     timings = {name: Timings() for name in contenders}
     for number in range(1, rounds + 2):
         for name, work in contenders.items():
-            step: Callable[[], None] = lambda work=work: work(number)  # type: ignore[misc]  # noqa: B023
-            timings[name].add(*timed(step, with_children=name.startswith(RAY)), warm=number > 1)
+            timings[name].add(*timed(partial(work, number), with_children=name.startswith(RAY)), warm=number > 1)
         print(f"  round {number - 1} of {rounds}" if number > 1 else "  warmed up", file=sys.stderr, flush=True)
     return timings
 

@@ -98,8 +98,8 @@ def _table(result: dict[str, Any]) -> Table:
     table.add_column("")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
-    table.add_row("test accuracy", f"{result['accuracy_before']:.4f}", f"{result['accuracy_after']:.4f}")
-    table.add_row("test loss", f"{result['loss_before']:.4f}", f"{result['loss_after']:.4f}")
+    table.add_row("test accuracy", *(_number(result[f"accuracy_{when}"]) for when in ("before", "after")))
+    table.add_row("test loss", *(_number(result[f"loss_{when}"]) for when in ("before", "after")))
     table.add_section()
     table.add_row("bytes up", "", size(result["uplink_bytes"]))
     table.add_row("bytes down", "", size(result["downlink_bytes"]))
@@ -107,3 +107,8 @@ def _table(result: dict[str, Any]) -> Table:
     table.add_row("rounds", "", str(result["rounds"]))
     table.add_row("time in rounds", "", f"{result['wall_time_s']:.1f} s")
     return table
+
+
+def _number(value: float | None) -> str:
+    """Return a measured number; None is one that was not finite."""
+    return "not finite" if value is None else f"{value:.4f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -81,10 +82,16 @@ def make_policy(name: str, options: dict[str, Any], setup: PolicySetup) -> Polic
         ConfigError: Unknown policy, or options it does not take.
     """
     factory: Any = POLICIES.get(name)
+    signature = inspect.signature(factory)
+    try:
+        signature.bind(setup, **options)
+    except TypeError as error:
+        known = ", ".join(list(signature.parameters)[1:]) or "none"
+        raise ConfigError(f"policy.options do not fit policy.name = '{name}': {error}. Its options: {known}") from None
     try:
         policy: Policy = factory(setup, **options)
-    except TypeError as error:
-        raise ConfigError(f"policy.options do not fit policy.name = '{name}': {error}") from None
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"policy.options = {options} cannot work with policy.name = '{name}': {error}") from None
     return policy
 
 

@@ -23,7 +23,7 @@ from fedlora.federation.workbench import Workbench
 from fedlora.streams import stream
 from fedlora.wire import decode, encode, from_record, record_size, to_record
 
-
+# What a client says of its own training; it goes into the logs and steers nothing.
 _REPORTED = ("train-loss", "steps", "tokens", "seconds", "held-accuracy", "held-loss", "held-examples")
 
 
@@ -208,10 +208,8 @@ def policy_of(bench: Workbench) -> tuple[Policy, PolicySetup]:
 
 def _reported(metrics: MetricRecord) -> dict[str, float]:
     """Return what a client says of its own training, for the log; what is not one finite number is left out."""
-    found = {key.replace("-", "_"): metrics[key] for key in _REPORTED if key in metrics}
-    return {
-        key: value for key, value in found.items() if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-    }
+    numbers = {key: value for key in _REPORTED if isinstance(value := metrics.get(key), int | float)}
+    return {key.replace("-", "_"): value for key, value in numbers.items() if isinstance(value, int) or math.isfinite(value)}
 
 
 def call_roll(grid: Grid, wanted: int, timeout: float = 600.0) -> dict[int, tuple[int, int]]:

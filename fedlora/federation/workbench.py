@@ -83,9 +83,7 @@ def build(config: RunConfig) -> Workbench:
     rule = backbone.adapters[0].default_aggregator if config.aggregator.method == "auto" else config.aggregator.method
     aggregator = AGGREGATORS.get(rule)(backbone.adapters, config.aggregator.weighting)
     if config.wire.downlink == "sliced" and not aggregator.sliced_downlink:
-        raise ConfigError(
-            f"wire.downlink = 'sliced' does not fit aggregator.method = '{rule}': use 'broadcast'"
-        )
+        raise ConfigError(f"wire.downlink = 'sliced' does not fit aggregator.method = '{rule}': use 'broadcast'")
     train = prepare(dataset.train, loaded, config.data.max_length)
     split = [split_client(part, config.data.client_test_fraction, config.seed, client) for client, part in enumerate(parts)]
     return Workbench(

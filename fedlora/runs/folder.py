@@ -8,6 +8,8 @@
     tensorboard/         the same numbers as events, in one file
     checkpoints/         see `checkpoint`
     adapter/             the final adapter as a stock PEFT folder
+
+Logs grow by appending; everything else is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -143,9 +145,9 @@ def refuse_taken(path: Path, argument: str = "--out") -> None:
     other = f"Choose another {argument}"
     with disk_errors(path):
         if path.is_dir() and any(not is_temporary(inside) for inside in path.iterdir()):
-            what = "a run" if holds_run(path) else "other files"
-            hint = f"Go on with it by --resume {path}, or choose another --out" if holds_run(path) and argument == "--out" else other
-            raise RunFolderError(f"{path} already holds {what}. {hint}")
+            if holds_run(path) and argument == "--out":
+                raise RunFolderError(f"{path} already holds a run. Go on with it by --resume {path}, or choose another --out")
+            raise RunFolderError(f"{path} already holds {'a run' if holds_run(path) else 'other files'}. {other}")
         nearest = next(folder for folder in [path, *path.absolute().parents] if folder.exists())
         if not nearest.is_dir():
             raise RunFolderError(f"{nearest} is a file, not a folder. {other}")

@@ -56,7 +56,8 @@ def simulate(config: RunConfig, out: Path, *, resume: bool = False, progress: Pr
         refuse_taken(out)
     elif (stored := RunFolder.open(out).config) != config:
         raise RunFolderError(
-            f"{out} was started with another configuration ({_difference(stored, config)}). Resume it unchanged, or choose a new --out"
+            f"{out} was started with another configuration ({_difference(stored, config)}). "
+            "Resume it unchanged, or start a new run with --out"
         )
     progress.say("loading model and data")
     bench = build(config)

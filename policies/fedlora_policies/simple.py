@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedlora.errors import ConfigError
 from fedlora.federation.policy import Observation, PolicySetup, Ranks
@@ -22,11 +24,10 @@ class FixedPolicy:
     summary = "one rank, or one rank vector, for everybody (options: rank)"
 
     def __init__(self, setup: PolicySetup, rank: int | Sequence[int]) -> None:
-        self.ranks = (
-            np.broadcast_to(np.asarray(rank, np.int64), setup.caps.shape) if np.ndim(rank) == 0 else np.asarray(rank, np.int64)
-        )
-        if self.ranks.shape != setup.caps.shape:
-            raise ConfigError(f"policy.options.rank names {len(self.ranks)} sites, the model has {len(setup.caps)}")
+        ranks = _numbers("rank", rank, whole=True)
+        if ranks.shape not in ((), setup.caps.shape):
+            raise ConfigError(f"policy.options.rank = {rank}: give one rank, or one for each of the {len(setup.caps)} sites")
+        self.ranks = np.broadcast_to(ranks, setup.caps.shape)
         if (self.ranks < 0).any() or (self.ranks > setup.caps).any():
             raise ConfigError(f"policy.options.rank = {rank} is outside 0 to {int(setup.caps.max())}, the cap of the adapter")
 
@@ -49,16 +50,17 @@ class TieredPolicy:
     def __init__(
         self, setup: PolicySetup, fractions: Sequence[float] = (0.25, 0.5, 0.75, 1.0), weights: Sequence[float] | None = None
     ) -> None:
-        shares = np.ones(len(fractions)) if weights is None else np.asarray(weights, float)
-        if not len(fractions) or min(fractions) <= 0 or max(fractions) > 1:
-            raise ConfigError(f"policy.options.fractions = {list(fractions)}: each must be above 0 and at most 1")
-        if shares.shape != (len(fractions),) or (shares < 0).any() or shares.sum() <= 0:
-            raise ConfigError("policy.options.weights needs one share per fraction, none negative, not all zero")
+        tiers_of = _numbers("fractions", fractions)
+        if tiers_of.ndim != 1 or not tiers_of.size or tiers_of.min() <= 0 or tiers_of.max() > 1:
+            raise ConfigError(f"policy.options.fractions = {fractions}: give a list of numbers above 0 and at most 1")
+        shares = np.ones(len(tiers_of)) if weights is None else _numbers("weights", weights)
+        if shares.shape != tiers_of.shape or (shares < 0).any() or shares.sum() <= 0:
+            raise ConfigError(f"policy.options.weights = {weights}: give one share per fraction, none negative, not all zero")
         # Exact shares in a shuffled order, instead of drawing each client's tier: small federations then have every tier.
         edges = np.round(np.cumsum(shares / shares.sum()) * setup.clients).astype(int)
         tiers = np.searchsorted(edges, np.arange(setup.clients), side="right")
         tiers = stream(setup.seed, "tiers").permutation(tiers)
-        self.fractions = np.asarray(fractions, float)[tiers]
+        self.fractions = tiers_of[tiers]
         self.caps = setup.caps
 
     def choose(self, observation: Observation) -> Ranks:
@@ -78,8 +80,9 @@ class RandomPolicy:
     summary = "uniformly random legal ranks per client, site and round (options: low)"
 
     def __init__(self, setup: PolicySetup, low: float = 0.0) -> None:
-        if not 0 <= low <= 1:
-            raise ConfigError(f"policy.options.low = {low} is outside 0 to 1")
+        share = _numbers("low", low)
+        if share.ndim or not 0 <= share <= 1:
+            raise ConfigError(f"policy.options.low = {low}: give a number from 0 to 1")
         self.setup, self.low = setup, low
 
     def choose(self, observation: Observation) -> Ranks:
@@ -91,3 +94,14 @@ class RandomPolicy:
             for client in observation.clients
         ]
         return np.stack(rows)
+
+
+def _numbers(option: str, value: object, whole: bool = False) -> NDArray[Any]:
+    """Return an option as an array of finite numbers; ConfigError where it is anything else, truth values included."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        array = np.asarray("")
+    if array.size and (array.dtype.kind not in ("iu" if whole else "iuf") or not np.isfinite(array).all()):
+        raise ConfigError(f"policy.options.{option} = {value!r}: give {'whole numbers' if whole else 'numbers'}")
+    return array.astype(np.int64 if whole else float)

@@ -24,7 +24,7 @@ def poisoned(made: Bench, client: int, where: str, value: float = float("nan")) 
 
 @pytest.mark.parametrize("where", ["adapter", "head"])
 @pytest.mark.parametrize("method", ["ravan", "lora", "triplet"])
-@pytest.mark.parametrize("value", [float("nan"), 1e30])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_the_others_do_not_notice(method: str, where: str, value: float, bench: Maker) -> None:
     made = bench("bert", method=method)
     start = made.start()
@@ -32,7 +32,7 @@ def test_the_others_do_not_notice(method: str, where: str, value: float, bench: 
     without = train_clients(made.backbone, made.prepared, sound, CONFIG)
     broken = [sound[0], poisoned(made, 1, where, value), sound[2]]
     found = train_clients(made.backbone, made.prepared, broken, CONFIG)
-    assert [bool(outcome.failure) for outcome in found] == [False, value != value, False]
+    assert [bool(outcome.failure) for outcome in found] == [False, True, False]
     assert identical(found[0], without[0]) and identical(found[2], without[2])
 
 
