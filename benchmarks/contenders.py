@@ -52,7 +52,14 @@ class Case:
                 "clients_per_round": self.clients,
                 "rounds": 1000,
                 "model": {"name": "minilm-l6"},
-                "data": {"name": self.data, "partition": "dirichlet", "alpha": 0.3, "max_length": 64, "max_examples": 5000, "max_test_examples": 100},
+                "data": {
+                    "name": self.data,
+                    "partition": "dirichlet",
+                    "alpha": 0.3,
+                    "max_length": 64,
+                    "max_examples": 5000,
+                    "max_test_examples": 100,
+                },
                 "adapter": adapter,
                 "training": {"steps": self.steps, "batch_size": self.batch, "lr": 1e-3, "precision": self.precision},
                 "evaluation": {"clients": False},
@@ -113,7 +120,9 @@ def real_tokens(bench: Workbench, number: int) -> int:
 def central_tokens(bench: Workbench, number: int) -> int:
     """Return the real tokens of one round of central training, which draws from all examples alike."""
     training = bench.config.training.model_copy(update={"batch_size": bench.config.training.batch_size * bench.config.clients})
-    return int(bench.train.lengths[plan(np.concatenate(bench.parts), bench.train.lengths, training, bench.config.seed, number, 0)].sum())
+    return int(
+        bench.train.lengths[plan(np.concatenate(bench.parts), bench.train.lengths, training, bench.config.seed, number, 0)].sum()
+    )
 
 
 class PeftTrainer:
@@ -134,15 +143,23 @@ class PeftTrainer:
         encoded = tokenizer(dataset.train.texts, truncation=True, max_length=config.data.max_length)
         self.examples = [
             {"input_ids": ids, "attention_mask": mask, "labels": label}
-            for ids, mask, label in zip(encoded["input_ids"], encoded["attention_mask"], dataset.train.labels.tolist(), strict=True)
+            for ids, mask, label in zip(
+                encoded["input_ids"], encoded["attention_mask"], dataset.train.labels.tolist(), strict=True
+            )
         ]
         self.lengths = np.array([len(example["input_ids"]) for example in self.examples])
         parts = partition(dataset.train, config.data, config.clients, config.seed)
-        self.parts = [split_client(part, config.data.client_test_fraction, config.seed, client)[0] for client, part in enumerate(parts)]
+        self.parts = [
+            split_client(part, config.data.client_test_fraction, config.seed, client)[0] for client, part in enumerate(parts)
+        ]
         self.collate = DataCollatorWithPadding(tokenizer)
         # Dropout off: fedlora trains without, and drawing masks is work that the others would not do.
         base = AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=len(dataset.label_names), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, dtype=torch.float32
+            folder,
+            num_labels=len(dataset.label_names),
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            dtype=torch.float32,
         )
         rank = config.adapter.rank
         lora = LoraConfig(task_type="SEQ_CLS", r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=["query", "value"])

@@ -17,10 +17,26 @@ from pathlib import Path
 from typing import Any
 
 # Before flwr and ray are imported: no telemetry, no look-ups.
-os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1"}
+os.environ |= {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_OFFLINE": "1",
+}
 
 import torch
-from contenders import Case, PeftTrainer, Round, agreement, central_round, central_tokens, fedlora_round, peft_round, peft_state, real_tokens
+from contenders import (
+    Case,
+    PeftTrainer,
+    Round,
+    agreement,
+    central_round,
+    central_tokens,
+    fedlora_round,
+    peft_round,
+    peft_state,
+    real_tokens,
+)
 from flower_ray import fedavg_round, in_simulation, peft_app
 from flwr.serverapp import Grid
 from measure import Timings, machine, save, span, spread, table, timed
@@ -38,7 +54,9 @@ def cases(short: bool, clients: list[int], precisions: list[str]) -> list[Case]:
     found = []
     for precision in precisions:
         for count in clients:
-            found.append(Case(f"TREC, K = {count}", "trec-6", count, max(2, 80 // count) if not short else 5, precision=precision))
+            found.append(
+                Case(f"TREC, K = {count}", "trec-6", count, max(2, 80 // count) if not short else 5, precision=precision)
+            )
         if not short:
             found += [
                 Case(f"64 tokens, K = {clients[0]}", "20newsgroups", clients[0], 2, precision=precision),
@@ -113,7 +131,9 @@ def report(result: dict[str, Any]) -> str:
         f"{case['clients']} clients x {case['steps']} steps x {case['batch']} examples a round, {result['clients_at_once']} clients "
         "at once; medians (smallest-largest).",
         "",
-        table(["", "client-steps/s", "real tokens/s", "fedlora is x times as fast", "CPU ms a client-step", "first round s"], rows),
+        table(
+            ["", "client-steps/s", "real tokens/s", "fedlora is x times as fast", "CPU ms a client-step", "first round s"], rows
+        ),
     ]
     check = result.get("agreement_with_peft")
     if check:

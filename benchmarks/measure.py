@@ -69,7 +69,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
 
     def line(cells: Sequence[str]) -> str:
-        padded = [cell.ljust(width) if index == 0 else cell.rjust(width) for index, (cell, width) in enumerate(zip(cells, widths, strict=True))]
+        padded = [
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
         return "| " + " | ".join(padded) + " |"
 
     return "\n".join([line(head), line(rule), *map(line, rows)])
@@ -85,5 +88,7 @@ def save(path: Path | None, results: dict[str, Any]) -> None:
 def machine() -> str:
     """Return one line that says what the figures were measured on."""
     found = environment()
-    versions = ", ".join(f"{name} {found['packages'].get(name, '-')}" for name in ("torch", "transformers", "peft", "flwr", "ray"))
+    versions = ", ".join(
+        f"{name} {found['packages'].get(name, '-')}" for name in ("torch", "transformers", "peft", "flwr", "ray")
+    )
     return f"{found['cpu']}, {found['cores']} cores, {found['memory_gib']} GiB; Python {found['python']}, {versions}; commit {found['commit']}"

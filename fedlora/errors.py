@@ -84,7 +84,8 @@ class TrainingError(FedLoRAError):
 def suggest(name: str, valid: Iterable[str]) -> str:
     """Return "Did you mean 'x'?" for a near miss, otherwise the list of what would be accepted."""
     choices = sorted(valid)
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    same = [choice for choice in choices if choice.lower() == name.lower()]
+    near = same or difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
     if not near:
         near = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.5)
     return f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(choices) or 'none'}."

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
-from fedlora.errors import UnknownNameError
+from fedlora.errors import ConfigError, UnknownNameError
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ class Registry(Generic[T]):
         if name not in self._entries:
             for point in self._points():
                 if point.name == name:
-                    value: T = point.load()
+                    value: T = self._load(point)
                     doc = (getattr(value, "__doc__", None) or "").strip().partition("\n")[0]
                     self.add(name, value, getattr(value, "summary", doc), point.value.partition(":")[0])
                     break
@@ -79,6 +79,16 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """Return what is registered as `name` (see `entry`)."""
         return self.entry(name).value
+
+    def _load(self, point: EntryPoint) -> T:
+        try:
+            value: T = point.load()
+        except Exception as error:  # whatever another package does while it is imported
+            raise ConfigError(
+                f"{self.kind} '{point.name}' comes from {point.value}, which cannot be loaded ({error!r}). "
+                "Repair or remove that package"
+            ) from error
+        return value
 
     def _points(self) -> list[EntryPoint]:
         return list(entry_points(group=self.group)) if self.group else []

@@ -119,7 +119,7 @@ class Ravan(Adapter):
 
     def param_masks(self, selection: Selection) -> Tensors:
         if self.config.unit == "svd":  # the rank bounds what is sent, not what is trained
-            return {name: torch.ones(shape, dtype=torch.bool) for name, shape in self.param_shapes.items()}
+            return {name: torch.full(shape, selection.rho > 0) for name, shape in self.param_shapes.items()}
         heads = torch.zeros(self.heads, dtype=torch.bool)
         # A head of which only a block trains keeps s at 1: s would move the rest of the head as well.
         heads[selection.heads[: selection.rho // self.rank]] = True

@@ -40,9 +40,10 @@ class Round:
     def begin(self) -> tuple[RoundStrategy, dict[int, Message]]:
         """Return a strategy that waits for replies, and its messages by client."""
         strategy = RoundStrategy(self.bench, self.roster, fresh_state(self.bench))
-        messages = list(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), self.grid))
-        self.grid.push_messages(messages)  # gives them ids; the replies stay where they are
-        return strategy, {message.metadata.dst_node_id - 1: message for message in messages}
+        messages = {}
+        for message in strategy.configure_train(1, ArrayRecord(), ConfigRecord(), self.grid):
+            messages[message.metadata.dst_node_id - 1] = _named(message)
+        return strategy, messages
 
     def sound(self, client: int, message: Message) -> Message:
         """Return the client's own reply."""
@@ -68,6 +69,12 @@ def answer(message: Message, data: bytes | ArrayRecord, metrics: dict[str, float
     """Return a reply with this update."""
     record = data if isinstance(data, ArrayRecord) else to_record(data)
     return Message(RecordDict({"arrays": record, "metrics": MetricRecord(metrics)}), reply_to=message)  # type: ignore[arg-type]
+
+
+def _named(message: Message) -> Message:
+    """Give a message the id that a grid gives it on its way: without one it cannot be replied to."""
+    message.metadata.__dict__["_message_id"] = f"to {message.metadata.dst_node_id}"
+    return message
 
 
 def _record(ground: Ground, *changes: str) -> Round:
@@ -156,14 +163,20 @@ BAD: dict[str, tuple[Callable[[Message, Reply], list[Message]], str]] = {
     "empty": (_bytes(lambda data: b""), "rejected: truncated"),
     "shape": (_edit(lambda t: {**t, "0/H": t["0/H"][:, :3]}), "rejected: shape: tensor '0/H' has shape [2, 3, 4]"),
     "larger": (_edit(lambda t: {**t, "head/classifier.bias": torch.zeros(4)}), "rejected: shape"),
-    "missing": (_edit(lambda t: {key: value for key, value in t.items() if key != "2/H"}), "rejected: schema: missing tensors ['2/H']"),
+    "missing": (
+        _edit(lambda t: {key: value for key, value in t.items() if key != "2/H"}),
+        "rejected: schema: missing tensors ['2/H']",
+    ),
     "extra": (_edit(lambda t: {**t, "9/H": torch.zeros(2)}), "rejected: schema"),
     "nan": (_edit(lambda t: _set(t, "0/H", float("nan"))), "rejected: non-finite: tensor '0/H'"),
     "infinite": (_edit(lambda t: _set(t, "head/classifier.weight", float("-inf"))), "rejected: non-finite"),
     "stale": (_edit(lambda t: t, tag=0), "rejected: stale: the message belongs to round 0"),
     "of-the-future": (_edit(lambda t: t, tag=2), "rejected: stale"),
     "other-dtype": (_edit(lambda t: t, dtype="bf16"), "rejected: schema"),
-    "head-out-of-range": (_heads(0, 4), "rejected: schema: site 'bert.encoder.layer.0.attention.self.value' names heads [0, 4] of 4"),
+    "head-out-of-range": (
+        _heads(0, 4),
+        "rejected: schema: site 'bert.encoder.layer.0.attention.self.value' names heads [0, 4] of 4",
+    ),
     "head-far-out-of-range": (_heads(65535, 0), "rejected: schema"),
     "head-repeated": (_heads(2, 2), "rejected: schema"),
     "heads-as-numbers": (_edit(lambda t: {**t, "1/heads": torch.zeros(2)}), "rejected: schema"),
@@ -171,8 +184,14 @@ BAD: dict[str, tuple[Callable[[Message, Reply], list[Message]], str]] = {
     "wrong-stype": (_typed, "rejected: schema"),
     "no-arrays": (_without("arrays"), "rejected: schema: the reply has no record 'arrays'"),
     "no-metrics": (_without("metrics"), "rejected: schema: the reply has no record 'metrics'"),
-    "error": (lambda m, r: [Message(Error(100, "non-finite loss at local step 2"), reply_to=m)], "failed: non-finite loss at local step 2"),
-    "error-with-traceback": (lambda m, r: [Message(Error(0, "Traceback\n  line 3\nOSError: gone\n"), reply_to=m)], "failed: OSError: gone"),
+    "error": (
+        lambda m, r: [Message(Error(100, "non-finite loss at local step 2"), reply_to=m)],
+        "failed: non-finite loss at local step 2",
+    ),
+    "error-with-traceback": (
+        lambda m, r: [Message(Error(0, "Traceback\n  line 3\nOSError: gone\n"), reply_to=m)],
+        "failed: OSError: gone",
+    ),
     "error-without-reason": (lambda m, r: [Message(Error(0), reply_to=m)], "failed: no reason given"),
     "error-with-blank-reason": (lambda m, r: [Message(Error(0, " \n"), reply_to=m)], "failed: no reason given"),
     "silence": (lambda m, r: [], "no reply"),
@@ -185,9 +204,7 @@ def _equal(left: ServerState, right: ServerState) -> bool:
 
 
 @pytest.mark.parametrize(("spoil", "status"), BAD.values(), ids=BAD.keys())
-def test_a_bad_reply_is_named_and_left_out(
-    ravan: Round, spoil: Callable[[Message, Reply], list[Message]], status: str
-) -> None:
+def test_a_bad_reply_is_named_and_left_out(ravan: Round, spoil: Callable[[Message, Reply], list[Message]], status: str) -> None:
     bad = ravan.clients[1]
     state, record = ravan.play([bad], spoil)
     without, _ = ravan.play([bad], lambda message, reply: [])
@@ -237,9 +254,7 @@ def test_a_second_reply_does_not_mend_the_first(ravan: Round) -> None:
 def test_a_reply_of_somebody_who_was_not_asked_is_ignored(ravan: Round) -> None:
     (stranger, *_) = set(ravan.roster) - set(ravan.clients)
     strategy, messages = ravan.begin()
-    uninvited = Message(RecordDict(), dst_node_id=stranger + 1, message_type=MessageType.TRAIN, group_id="1")
-    ravan.grid.push_messages([])
-    uninvited.metadata.__dict__["_message_id"] = "uninvited"
+    uninvited = _named(Message(RecordDict(), dst_node_id=stranger + 1, message_type=MessageType.TRAIN, group_id="1"))
     some = ravan.replies[ravan.clients[0]]
     strategy.aggregate_train(
         1, [answer(uninvited, some.data, some.metrics), *(ravan.sound(client, message) for client, message in messages.items())]

@@ -136,6 +136,18 @@ def test_what_a_rank_leaves_out_does_not_move_by_a_bit(case: Case, optimizer: st
     assert moved > 0
 
 
+@pytest.mark.parametrize("method", ["lora", "triplet"])
+def test_only_what_trains_counts_towards_the_gradients_norm(method: str, bench: Maker) -> None:
+    """Under a tight limit one plain step is exactly the limit long, whatever the rank leaves out."""
+    made = bench("bert", method=method)
+    config = TrainingConfig(steps=1, batch_size=8, lr=1.0, optimizer="sgd", momentum=0.0, clip=1e-3)
+    jobs = mixed_jobs(made)
+    for job, outcome in zip(jobs, train_clients(made.backbone, made.prepared, jobs, config), strict=True):
+        before = made.backbone.layout.row(job.start.sites, job.start.head).double()
+        after = made.backbone.layout.row(outcome.sites, outcome.head).double()
+        assert float((after - before).norm()) == pytest.approx(1e-3, rel=1e-2)
+
+
 def test_every_trained_number_learns(bench: Maker) -> None:
     """At the cap nothing stands still, and the loss falls."""
     for method in ("ravan", "lora", "triplet"):
