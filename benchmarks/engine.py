@@ -16,7 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Before flwr and ray are imported: no telemetry, no look-ups.
+# Before torch, flwr and ray are imported: threads as each contender sets them, no telemetry, no look-ups.
+os.environ.pop("OMP_NUM_THREADS", None)
 os.environ |= {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -41,7 +42,7 @@ from flower_ray import fedavg_round, in_simulation, peft_app
 from flwr.serverapp import Grid
 from measure import Timings, machine, save, span, spread, table, timed
 
-from fedlora.federation.workbench import Workbench, build
+from fedlora.federation.workbench import build
 from fedlora.training.device import has_fast_bf16
 
 OURS = "fedlora"
@@ -54,9 +55,7 @@ def cases(short: bool, clients: list[int], precisions: list[str]) -> list[Case]:
     found = []
     for precision in precisions:
         for count in clients:
-            found.append(
-                Case(f"TREC, K = {count}", "trec-6", count, max(2, 80 // count) if not short else 5, precision=precision)
-            )
+            found.append(Case(f"TREC, K = {count}", "trec-6", count, 10 if count <= 8 and not short else 5, precision=precision))
         if not short:
             found += [
                 Case(f"64 tokens, K = {clients[0]}", "20newsgroups", clients[0], 2, precision=precision),
@@ -66,17 +65,17 @@ def cases(short: bool, clients: list[int], precisions: list[str]) -> list[Case]:
     return found
 
 
-def run_case(case: Case, rounds: int, with_ray: bool) -> dict[str, Any]:
-    """Measure one case."""
+def run_case(case: Case, rounds: int, actor_cores: int | None) -> dict[str, Any]:
+    """Measure one case; `actor_cores` None leaves Flower's simulation out."""
     torch.set_num_threads(case.threads)
     bench = build(case.config())
     contenders: dict[str, Round] = {
         OURS: fedlora_round(bench),
         "fedlora, shuffled batches": fedlora_round(bench, bucketing=False),
-        "fedlora, one client at a time": fedlora_round(bench, chunk=1),
+        "fedlora, chunks of one client": fedlora_round(bench, chunk=1),
         CENTRAL: central_round(bench),
     }
-    result: dict[str, Any] = {"case": vars(case), "clients_at_once": bench.chunk}
+    result: dict[str, Any] = {"case": vars(case), "clients_at_once": bench.chunk, "actor_cores": actor_cores}
     timings: dict[str, Timings] = {}
     if case.method == "lora":
         trainer = PeftTrainer(case.config())
@@ -84,7 +83,7 @@ def run_case(case: Case, rounds: int, with_ray: bool) -> dict[str, Any]:
         state = peft_state(bench, bench.aggregator.initial(bench.backbone.initial_head()))
         contenders["peft, fedlora's batches"] = peft_round(trainer, state, bucketing=True)
         contenders["peft, shuffled batches"] = peft_round(trainer, state, bucketing=False)
-        if with_ray:
+        if actor_cores:
 
             def body(grid: Grid) -> None:
                 # A round's work happens in the actors; this process only sends.
@@ -92,7 +91,7 @@ def run_case(case: Case, rounds: int, with_ray: bool) -> dict[str, Any]:
                 contenders[f"{RAY}, shuffled batches"] = fedavg_round(grid, state)
                 timings.update(take_turns(contenders, rounds))
 
-            in_simulation(peft_app(case.config()), case.clients, case.threads, body)
+            in_simulation(peft_app(case.config()), case.clients, case.threads, min(actor_cores, case.threads), body)
     if not timings:
         timings = take_turns(contenders, rounds)
     result["tokens_per_round"] = [real_tokens(bench, number + 2) for number in range(rounds)]
@@ -128,8 +127,8 @@ def report(result: dict[str, Any]) -> str:
         rows.append([name, span(steps, 1), f"{spread(rates(name))[0]:.0f}", span(ratios), span(cpu, 0), f"{timing['first']:.1f}"])
     lines = [
         f"### {case['title']}, {case['method']}, {case['precision']}, {case['threads']} thread{'s' * (case['threads'] > 1)}",
-        f"{case['clients']} clients x {case['steps']} steps x {case['batch']} examples a round, {result['clients_at_once']} clients "
-        "at once; medians (smallest-largest).",
+        f"{case['clients']} clients x {case['steps']} steps x {case['batch']} examples a round, {result['clients_at_once']} "
+        "clients stacked; medians (smallest-largest).",
         "",
         table(
             ["", "client-steps/s", "real tokens/s", "fedlora is x times as fast", "CPU ms a client-step", "first round s"], rows
@@ -153,6 +152,9 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", help="K (default 8 and 32; --short: 8)")
     parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--rounds", type=int, help="measured rounds (default 3; --short: 2)")
+    parser.add_argument(
+        "--actor-cores", type=int, default=1, help="cores of each Ray actor (default 1: an actor a core; Flower's: 2)"
+    )
     parser.add_argument("--no-ray", action="store_true", help="leave Flower's Ray simulation out")
     options = parser.parse_args()
     precisions = list(options.precision)
@@ -163,7 +165,9 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     for case in cases(options.short, options.clients or ([8] if options.short else [8, 32]), precisions):
         print(case.title, file=sys.stderr, flush=True)
-        results.append(run_case(case, options.rounds or (2 if options.short else 3), not options.no_ray))
+        results.append(
+            run_case(case, options.rounds or (2 if options.short else 3), None if options.no_ray else options.actor_cores)
+        )
         print(report(results[-1]), flush=True)
         save(options.out, {"cases": results})
 

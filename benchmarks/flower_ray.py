@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
+from contenders import Round, cached_trainer
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
-from contenders import Round, cached_trainer
 from fedlora.config import RunConfig
 
 
@@ -64,8 +65,16 @@ def fedavg_round(grid: Grid, state: dict[str, Tensor], *, bucketing: bool = Fals
     return work
 
 
-def in_simulation(app: ClientApp, clients: int, cores: int, body: Callable[[Grid], None]) -> None:
-    """Run `body` as the server of a simulation with `clients` nodes and Flower's default of one core per actor."""
+def in_simulation(app: ClientApp, clients: int, cores: int, actor_cores: int, body: Callable[[Grid], None]) -> None:
+    """Run `body` as the server of a simulation.
+
+    Args:
+        app: What the nodes run.
+        clients: Number of nodes.
+        cores: Cores for Ray.
+        actor_cores: Of these for each actor (`num_cpus`), which Ray gives as many threads.
+        body: Called once with the grid, when all nodes are there.
+    """
     from flwr.simulation import run_simulation
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -75,15 +84,15 @@ def in_simulation(app: ClientApp, clients: int, cores: int, body: Callable[[Grid
     def main(grid: Grid, context: Context) -> None:
         try:
             while len(list(grid.get_node_ids())) < clients:
-                pass
+                time.sleep(0.05)
             body(grid)
         except BaseException as error:  # Flower replaces what is raised in its server thread
             failure.append(error)
             raise
 
-    resources = {"num_cpus": 1, "num_gpus": 0.0}
+    resources = {"num_cpus": actor_cores, "num_gpus": 0.0}
     init = {"num_cpus": cores, "log_to_driver": False, "include_dashboard": False}
     try:
-        run_simulation(server, app, clients, backend_config={"client_resources": resources, "init_args": init})
+        run_simulation(server, app, clients, backend_config=cast(Any, {"client_resources": resources, "init_args": init}))
     except Exception as error:
         raise failure[0] if failure else error from None

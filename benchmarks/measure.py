@@ -91,4 +91,5 @@ def machine() -> str:
     versions = ", ".join(
         f"{name} {found['packages'].get(name, '-')}" for name in ("torch", "transformers", "peft", "flwr", "ray")
     )
-    return f"{found['cpu']}, {found['cores']} cores, {found['memory_gib']} GiB; Python {found['python']}, {versions}; commit {found['commit']}"
+    hardware = f"{found['cpu']}, {found['cores']} cores, {found['memory_gib']} GiB"
+    return f"{hardware}; Python {found['python']}, {versions}; commit {found['commit']}"

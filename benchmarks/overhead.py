@@ -98,7 +98,7 @@ def flowers(payload: str, rounds: int) -> Timings:
     def body(grid: Grid) -> None:
         found.append(repeat(fedavg_round(grid, state), rounds, with_children=True))
 
-    in_simulation(idle_app(), CLIENTS, os.cpu_count() or 1, body)
+    in_simulation(idle_app(), CLIENTS, os.cpu_count() or 1, 1, body)
     return found[0]
 
 
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--no-ray", action="store_true", help="leave Flower's Ray simulation out")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    client.train_in_chunks = train_nothing
+    client.__dict__["train_in_chunks"] = train_nothing
     if options.profile:
         profile(options.profile)
         return

@@ -68,12 +68,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                     _sync(file)
             temporary.chmod(0o777 & ~_umask())
             if path.exists():
-                shutil.rmtree(path)
+                remove_folder(path)
             os.replace(temporary, path)
             _sync(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that, whenever this is cut off, nobody finds half of it under its name (see `sweep`)."""
+    doomed = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{path.name}.", dir=path.parent))
+    os.replace(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def is_temporary(path: Path) -> bool:

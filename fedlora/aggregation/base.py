@@ -135,7 +135,9 @@ class CoverageMean:
     def __init__(self, old: Tensors) -> None:
         self.old = old
         self.total = {name: torch.zeros_like(tensor) for name, tensor in old.items()}
-        self.weight = {name: torch.zeros_like(tensor) for name, tensor in old.items()}
+        # Weight of the clients that sent a whole tensor, and per entry of those that left some out: most runs have none.
+        self.whole = dict.fromkeys(old, 0.0)
+        self.partial: Tensors = {}
 
     def add(self, values: Tensors, masks: Tensors | None, weight: float) -> None:
         """Take one client's values; `masks` (bool) says which entries it sent, None means all."""
@@ -144,22 +146,29 @@ class CoverageMean:
                 raise ValueError(f"tensor '{name}' has shape {tuple(value.shape)}, expected {tuple(self.old[name].shape)}")
             if masks is not None and masks[name].shape != value.shape:
                 raise ValueError(f"the mask of '{name}' has shape {tuple(masks[name].shape)}, expected {tuple(value.shape)}")
-            if masks is None:
-                self.total[name].add_(value.to(self.total[name]), alpha=weight)
-                self.weight[name].add_(weight)
+            total = self.total[name]
+            if masks is None or bool(masks[name].all()):
+                total.add_(value.to(total), alpha=weight)
+                self.whole[name] += weight
             else:
-                share = masks[name].to(self.weight[name]) * weight
-                self.total[name].addcmul_(value.to(self.total[name]), share)
-                self.weight[name].add_(share)
+                share = masks[name].to(total) * weight
+                total.addcmul_(value.to(total), share)
+                self.partial.setdefault(name, torch.zeros_like(total)).add_(share)
 
     def result(self) -> tuple[Tensors, float]:
         """Return (means, covered share of all entries)."""
         merged: Tensors = {}
         covered = entries = 0
         for name, old in self.old.items():
-            sent = self.weight[name] > 0
-            merged[name] = torch.where(sent, self.total[name] / self.weight[name].clamp_min(torch.finfo(old.dtype).tiny), old)
-            covered, entries = covered + int(sent.sum()), entries + sent.numel()
+            entries += old.numel()
+            if name in self.partial:
+                weight = self.partial[name] + self.whole[name]
+                sent = weight > 0
+                merged[name] = torch.where(sent, self.total[name] / weight.clamp_min(torch.finfo(old.dtype).tiny), old)
+                covered += int(sent.sum())
+            else:
+                merged[name] = self.total[name] / self.whole[name] if self.whole[name] else old
+                covered += old.numel() if self.whole[name] else 0
         return merged, covered / entries if entries else 0.0
 
 

@@ -17,7 +17,11 @@ class _Mean(Aggregator):
         for index, (adapter, old) in enumerate(zip(self.adapters, state.sites, strict=True)):
             mean = CoverageMean(old)
             for update, weight in zip(updates, weights, strict=True):
-                mean.add(*adapter.place(update.sites[index], update.ranks[index], old), weight)
+                sent = update.sites[index]
+                if sent.keys() == old.keys() and all(sent[name].shape == tensor.shape for name, tensor in old.items()):
+                    mean.add(sent, None, weight)  # the whole state as it is: nothing to put in place
+                else:
+                    mean.add(*adapter.place(sent, update.ranks[index], old), weight)
             merged, covered = mean.result()
             sites.append(merged)
             coverage.append(covered)

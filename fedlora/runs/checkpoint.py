@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from torch import Tensor
 from fedlora.aggregation import GlobalState
 from fedlora.errors import RunFolderError
 from fedlora.federation.strategy import ServerState
-from fedlora.files import atomic_folder
+from fedlora.files import atomic_folder, disk_errors, remove_folder
 
 
 @dataclass
@@ -66,8 +65,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
         (temporary / "state.safetensors").write_bytes(data)
         body["tensors_sha256"] = _sha256(data)
         (temporary / "state.json").write_text(json.dumps({"body": body, "sha256": _sha256(_canonical(body))}, indent=2) + "\n")
+    prune(folder, keep)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Drop all checkpoints but the newest `keep`."""
     for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        with disk_errors(old):
+            remove_folder(old)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from fedlora.federation.engines import run_engine
 from fedlora.federation.strategy import RoundStrategy, ServerState, call_roll, policy_of
 from fedlora.federation.workbench import Workbench, build
 from fedlora.files import write_json
-from fedlora.runs.checkpoint import Checkpoint, save_checkpoint
+from fedlora.runs.checkpoint import Checkpoint, prune, save_checkpoint
 from fedlora.runs.environment import environment
 from fedlora.runs.export import export_state
 from fedlora.runs.folder import RunFolder, holds_run, refuse_taken
@@ -96,6 +96,7 @@ class Session:
         self.state, self.kept = checkpoint.state, checkpoint.clients
         bench.chunk = checkpoint.chunk
         folder.clean(checkpoint.log_bytes)
+        prune(folder.checkpoints, self.config.output.keep_checkpoints)
         self.events = Events(folder.log("events"), self.config.output.tensorboard)
         self.clock = time.perf_counter()
         self.grid: Grid | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -70,6 +71,26 @@ class Backbone:
         """Called after every local step with the number of clients that took it."""
         self._frozen: dict[int, Tensor] = {}
         self._merged: list[Merge | None] = [None] * len(self.layers)
+        self._twins: list[Backbone] = []
+
+    def twin(self) -> Backbone:
+        """Return a backbone with parameters of its own to bind, on the same frozen weights: for work beside this one."""
+        shared: dict[int, object] = {id(tensor): tensor for tensor in [*self.model.parameters(), *self.model.buffers()]}
+        for layer in self.layers:
+            shared |= {id(layer.adapter): layer.adapter, id(layer.buffers_): layer.buffers_}
+        for bound in [*self.layers, *self.head_layers.values()]:
+            bound.params = {}
+        twin = copy.copy(self)
+        twin.model = copy.deepcopy(self.model, shared)
+        twin.layers = [cast(AdaptedLinear, twin.model.get_submodule(site.name)) for site in self.sites]
+        twin.head_layers = {name: cast(ClientLinear, twin.model.get_submodule(name)) for name in self.head_layers}
+        return twin
+
+    def twins(self, count: int) -> list[Backbone]:
+        """Return `count` backbones to work side by side, this one first; they are kept for the next time."""
+        while len(self._twins) < count - 1:
+            self._twins.append(self.twin())
+        return [self, *self._twins[: count - 1]]
 
     def initial_head(self) -> Tensors:
         """Return the task head before the first round, float32 on the CPU, by parameter name ("classifier.weight")."""

@@ -12,11 +12,12 @@ from fedlora.config import TrainingConfig
 from fedlora.errors import TrainingError
 from fedlora.training.backbone import Backbone
 from fedlora.training.batches import Prepared
+from fedlora.training.lanes import lanes_of, side_by_side
 from fedlora.training.layers import SharedInputError
 from fedlora.training.local import Job, Outcome, train_clients
 
 # Beyond this many tokens a step, CPUs gain nothing from more clients and lose cache locality (measured, docs/performance.md).
-_CPU_TOKENS = 4096
+_CPU_TOKENS = 512
 _MEMORY_SHARE = 0.5
 
 
@@ -58,7 +59,8 @@ def chunk_size(backbone: Backbone, prepared: Prepared, config: TrainingConfig, c
     fit = int(_MEMORY_SHARE * free) // client_memory(backbone, config, length)
     if device.type == "cpu":
         typical = int(prepared.lengths.mean()) if prepared.encoded is not None else length
-        fit = min(fit, _CPU_TOKENS // (config.batch_size * typical))
+        lanes = lanes_of(backbone)
+        fit = min(fit // lanes, _CPU_TOKENS // (config.batch_size * typical), -(-clients // lanes))
     return max(1, min(clients, fit))
 
 
@@ -72,19 +74,14 @@ def train_in_chunks(
     Raises:
         TrainingError: Not even one client fits.
     """
-    outcomes: list[Outcome] = []
-    at = 0
-    while at < len(jobs):
-        try:
-            outcomes += train_clients(backbone, prepared, jobs[at : at + size], config)
-            at += size
-        except SharedInputError:
-            size = 1
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise TrainingError(
-                    "one client's local step does not fit this device's memory: lower training.batch_size"
-                ) from None
-            size = max(1, size // 2)
+    parts = [jobs[at : at + size] for at in range(0, len(jobs), size)]
+    backbone.set_merge(jobs[0].start.merges)
+    try:
+        done = side_by_side(backbone, parts, lambda lane, part: train_clients(lane, prepared, part, config))
+    except (SharedInputError, torch.OutOfMemoryError) as error:
+        if size == 1:
+            raise TrainingError("one client's local step does not fit this device's memory: lower training.batch_size") from None
+        if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
-    return outcomes
+        return train_in_chunks(backbone, prepared, jobs, config, 1 if isinstance(error, SharedInputError) else size // 2)
+    return [outcome for part in done for outcome in part]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fedlora.training.backbone import Backbone
 from fedlora.training.batches import Indices, Prepared
+from fedlora.training.lanes import side_by_side
 from fedlora.training.local import Start
 
 
@@ -31,12 +32,18 @@ def evaluate(backbone: Backbone, prepared: Prepared, indices: Indices, start: St
     """Return the scores of the model with `start` on the examples at `indices`."""
     backbone.set_merge(start.merges)
     rows = backbone.layout.row([a.params(s) for a, s in zip(backbone.adapters, start.sites, strict=True)], start.head)
-    backbone.bind(*backbone.layout.views(rows.to(backbone.placement.device, torch.float32).unsqueeze(0)))
+    bound = backbone.layout.views(rows.to(backbone.placement.device, torch.float32).unsqueeze(0))
     order = np.argsort(prepared.lengths[indices], kind="stable")
+    parts = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+
+    def measure(lane: Backbone, part: Indices) -> NDArray[np.float64]:
+        lane.bind(*bound)
+        with torch.inference_mode(), lane.kernels():
+            scores = lane.score(prepared.batch(indices[part], lane.placement.device))
+            return np.asarray(torch.stack([scores.loss, scores.correct, scores.count]).double().cpu().numpy())
+
     result = np.zeros((3, len(indices)))
-    with torch.inference_mode(), backbone.kernels():
-        for at in range(0, len(order), batch_size):
-            part = order[at : at + batch_size]
-            scores = backbone.score(prepared.batch(indices[part], backbone.placement.device))
-            result[:, part] = torch.stack([scores.loss, scores.correct, scores.count]).cpu().double().numpy()
+    # The longest first, so that no lane is left with a long batch at the end.
+    for part, scores in zip(parts[::-1], side_by_side(backbone, parts[::-1], measure), strict=True):
+        result[:, part] = scores
     return PerExample(result[0], result[1], result[2])
