@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -23,9 +24,9 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunFolderError(
-            f"cannot write {path}: {error.strerror or error}. Free space or choose another folder, then go on"
-        ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        hint = "Free some space there; a run that had begun goes on with --resume" if full else "Choose another folder"
+        raise RunFolderError(f"cannot write {path}: {error.strerror or error}. {hint}") from error
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

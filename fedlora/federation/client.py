@@ -64,6 +64,8 @@ def answer(bench: Workbench, messages: Sequence[Message], contexts: Sequence[Con
             jobs.append((index, _read(bench, message, client_of(context), starts)))
         except FedLoRAError as error:
             replies[index] = _failed(message, str(error))
+    if not jobs:
+        return [replies[index] for index in range(len(messages))]
     measured = _measure(bench, [job for _, job in jobs])
     outcomes = train_in_chunks(bench.backbone, bench.train, [job for _, job in jobs], bench.config.training, bench.chunk)
     for (index, job), outcome, metrics in zip(jobs, outcomes, measured, strict=True):

@@ -90,6 +90,8 @@ class Backbone:
         """Return `count` backbones to work side by side, this one first; they are kept for the next time."""
         while len(self._twins) < count - 1:
             self._twins.append(self.twin())
+        for twin in self._twins:
+            twin.on_step = self.on_step
         return [self, *self._twins[: count - 1]]
 
     def initial_head(self) -> Tensors:

@@ -179,5 +179,5 @@ def _read_body(spec: dict[str, tuple[str, tuple[int, ...]]], data: Buffer, at: i
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    # A NaN or an infinity always shows in the sum, which is 15 times as fast; a sum that overflows by itself needs the closer look.
+    # A NaN or infinity always shows in the sum, which is 15 times as fast. A sum that overflows by itself needs the closer look.
     return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())

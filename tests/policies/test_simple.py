@@ -118,7 +118,7 @@ def test_options_that_do_not_fit_are_one_error(name: str, options: dict[str, Any
 
 
 def test_an_unknown_policy_names_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match="unknown policy 'fixd'. Did you mean 'fixed'?"):
+    with pytest.raises(UnknownNameError, match=r"^unknown policy 'fixd'\. Did you mean 'fixed'\?$"):
         make_policy("fixd", {}, SETUP)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -12,42 +11,21 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from children import Child, Finished, fedlora_command
 from fedlora.runs.simulate import simulate
+from runs_compared import assert_same_run, rows
 from tiny_run import Ground
 
-_TIMES = ("wall_time_s", "seconds")
 KINDS = {
     "ravan": ("rounds=3",),
     "svd": ("rounds=3", "adapter.unit=svd", "policy.name=random"),  # clients keep residuals
     "stack": ("rounds=3", "adapter.method=lora", "aggregator.method=stack", "policy.name=random"),  # the state grows
     "triplet-int8": ("rounds=3", "adapter.method=triplet", "wire.dtype=int8", "wire.downlink=sliced", "training.epochs=1"),
 }
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a log without what a clock said."""
-    found = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in _TIMES} for row in found]
-
-
-def assert_same_run(ours: Path, theirs: Path) -> None:
-    """Compare two finished runs: logs, final adapter, newest checkpoint and events, and that nothing else lies around."""
-    for log in ("metrics.jsonl", "clients.jsonl"):
-        assert rows(ours / log) == rows(theirs / log), log
-    for file in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "config.toml"):
-        assert (ours / file).read_bytes() == (theirs / file).read_bytes(), file
-    names = [sorted(str(path.relative_to(run)) for path in run.rglob("*")) for run in (ours, theirs)]
-    assert names[0] == names[1]
-    newest = [max((run / "checkpoints").iterdir()) / "state.safetensors" for run in (ours, theirs)]
-    assert newest[0].read_bytes() == newest[1].read_bytes()
-    events = [EventAccumulator(str(run / "tensorboard")).Reload().Scalars("round/test_loss") for run in (ours, theirs)]
-    assert [(event.step, event.value) for event in events[0]] == [(event.step, event.value) for event in events[1]]
 
 
 @dataclass
