@@ -53,14 +53,16 @@ RAY = "Flower+Ray+peft"
 def cases(short: bool, clients: list[int], precisions: list[str]) -> list[Case]:
     """Return what is measured; more clients take fewer steps, so that rounds stay short."""
     found = []
+    first = clients[0]
     for precision in precisions:
         for count in clients:
-            found.append(Case(f"TREC, K = {count}", "trec-6", count, 10 if count <= 8 and not short else 5, precision=precision))
+            steps = 5 if short else 8 if count <= 8 else 4
+            found.append(Case(f"TREC, K = {count}", "trec-6", count, steps, precision=precision))
         if not short:
             found += [
-                Case(f"64 tokens, K = {clients[0]}", "20newsgroups", clients[0], 2, precision=precision),
-                Case(f"TREC, Ravan, K = {clients[0]}", "trec-6", clients[0], 10, method="ravan", precision=precision),
-                Case(f"TREC, K = {clients[0]}, 1 thread", "trec-6", clients[0], 10, precision=precision, threads=1),
+                Case(f"64 tokens, K = {first}", "20newsgroups", first, 1, precision=precision),
+                Case(f"TREC, Ravan, K = {first}", "trec-6", first, 8, method="ravan", precision=precision),
+                Case(f"TREC, K = {first}, 1 thread", "trec-6", first, 4, precision=precision, threads=1),
             ]
     return found
 
