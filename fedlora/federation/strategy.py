@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedlora.adapters import Tensors
 from fedlora.aggregation import GlobalState, Update
-from fedlora.errors import FedLoRAError, PayloadError
+from fedlora.errors import ConfigError, FedLoRAError, PayloadError
 from fedlora.federation.client import reply_spec
 from fedlora.federation.policy import Observation, Policy, PolicySetup, Ranks, legal, make_policy
 from fedlora.federation.workbench import Workbench
@@ -126,7 +126,13 @@ class RoundStrategy(Strategy):
             units=self.units,
             previous=self.state.previous[chosen],
         )
-        return legal(self.policy.choose(observation), self.bench.adapters)
+        asked, shape = np.asarray(self.policy.choose(observation)), (len(chosen), len(self.caps))
+        if asked.shape != shape or asked.dtype.kind not in "iu":
+            raise ConfigError(
+                f"policy.name = '{self.bench.config.policy.name}' chose ranks of type {asked.dtype}, shape {list(asked.shape)}; "
+                f"a policy returns whole numbers of shape {list(shape)}, [clients, sites]"
+            )
+        return legal(asked, self.bench.adapters)
 
     def _slice(self, client: int, ranks: Ranks, number: int) -> ArrayRecord:
         """Return the part of the adapter that one client gets when wire.downlink = "sliced"."""

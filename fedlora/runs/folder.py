@@ -18,6 +18,7 @@ import contextlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,24 @@ class RunFolder:
             return RunFolder(path, load_config(path / "config.toml"))
         except ConfigError as error:
             raise RunFolderError(f"{path / 'config.toml'} is not what a run wrote: {error}") from None
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the run for this process; the system lets go of it however the process ends.
+
+        Raises:
+            RunFolderError: Another process works on it.
+        """
+        with (self.path / "config.toml").open("rb") as file:
+            try:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunFolderError(f"another process works on {self.path}. Wait until it ends, or stop it") from None
+            except (ImportError, OSError):  # not everywhere are there locks
+                pass
+            yield
 
     @property
     def checkpoints(self) -> Path:

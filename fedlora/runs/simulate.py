@@ -67,9 +67,10 @@ def simulate(config: RunConfig, out: Path, *, resume: bool = False, progress: Pr
             "note: this device emulates bf16, which is slower than fp32 here; training.precision = 'auto' would choose fp32"
         )
     folder = RunFolder.open(out) if resume and holds_run(out) else RunFolder.create(out, config)
-    session = Session(bench, folder, progress)
-    session.run()
-    session.finish()
+    with folder.alone():
+        session = Session(bench, folder, progress)
+        session.run()
+        session.finish()
     return RunResult(folder.path, folder.rows())
 
 

@@ -185,3 +185,16 @@ def test_a_changed_configuration_is_refused_by_key(whole: Whole, tmp_path: Path,
     done = fedlora_command(["simulate", *changes, "--resume", str(whole.run)], tmp_path)
     assert named in done.error and "started with another configuration" in done.error and done.code == 5
     assert "Resume it unchanged" in done.error
+
+
+def test_two_processes_do_not_work_on_one_run(ground: Ground, tmp_path: Path) -> None:
+    first = Child(["simulate", *ground.overrides("rounds=400"), "--out", "run"], tmp_path)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "checkpoints" / "round-00001").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    second = fedlora_command(["simulate", "--resume", "run"], tmp_path)
+    assert second.code == 5 and second.error == "another process works on run. Wait until it ends, or stop it"
+    first.kill()
+    assert first.wait().code == -signal.SIGKILL
+    third = fedlora_command(["simulate", "--resume", "run"], tmp_path, kill_at=40)
+    assert "going on after round" in third.out  # what is killed holds nothing
