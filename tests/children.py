@@ -64,7 +64,7 @@ class Child:
     def __init__(self, arguments: Sequence[str], folder: Path, kill_at: int = 0, file_size: int = 0) -> None:
         Child._count += 1
         self.printed = [folder / f".printed-{Child._count}-{stream}" for stream in ("out", "err")]
-        target: BaseProcess = _context.Process(  # type: ignore[assignment]
+        target: BaseProcess = _context.Process(
             target=_run, args=(list(arguments), str(folder), [str(path) for path in self.printed], kill_at, file_size)
         )
         self.process = target

@@ -50,9 +50,11 @@ def test_data_that_is_not_there(ground: Ground, tmp_path: Path) -> None:
 
 def test_a_client_without_data(ground: Ground, tmp_path: Path) -> None:
     lines = (ground.folder / "data.csv").read_text().splitlines()
-    rows = [f"{lines[0]},who", *(f"{line},{'lonely' if row == 51 else 'pq'[row % 2]}" for row, line in enumerate(lines[1:]))]
-    (tmp_path / "data.csv").write_text("\n".join(rows) + "\n")
-    natural = ("data.name=data.csv", "data.partition=natural", "data.natural_column=who", "clients_per_round=1")
+    rows = [f"{lines[0]},who", *(f"{line},{'lonely' if row == 50 else 'pq'[row % 2]}" for row, line in enumerate(lines[1:]))]
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "train.csv").write_text("\n".join(rows[:90]) + "\n")
+    (tmp_path / "own" / "test.csv").write_text("\n".join([rows[0], *rows[90:]]) + "\n")
+    natural = ("data.name=own", "data.partition=natural", "data.natural_column=who", "clients_per_round=1")
     done = _simulate(ground, tmp_path, *natural, "clients=3")
     assert done.code == 3
     assert done.error.startswith("client 0 ('lonely') has 1 training example; each needs 2. Leave out such clients")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -88,3 +91,26 @@ def test_ray_gives_the_same_adapter(ground: Ground, tmp_path: Path, changes: tup
             {key: other[key] for key in row if key.endswith("bytes") or key.startswith("clients_")}, abs=1e-5
         )
     assert _started_since(before) == []
+
+
+@pytest.mark.slow
+def test_ray_by_the_command_line(ground: Ground, tmp_path: Path) -> None:
+    """One JSON document on stdout, no remarks of libraries on stderr; Ctrl-C ends it, and all processes with it."""
+    few = ground.overrides("clients=4", "clients_per_round=2", "engine=ray", "ray.num_cpus=2")
+    command = [sys.executable, "-m", "fedlora", "simulate", *few]
+    done = subprocess.run(
+        [*command, "rounds=1", "--out", "one", "--format", "json"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["summary"]["replies"] == 2
+    assert [line for line in done.stderr.splitlines() if not line.startswith(("loading model", "ravan on", "round "))] == []
+
+    with subprocess.Popen([*command, "rounds=5000", "--out", "many"], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("round    1/"):
+            assert process.poll() is None
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        *_, last = process.stdout.read().splitlines()
+        assert process.wait(30) == 130 and last == "stopped. Go on with: fedlora simulate --resume many"
+    _, alive = psutil.wait_procs(started, timeout=20)
+    assert len(started) > 2 and alive == []
