@@ -91,6 +91,8 @@ def fedlora_command(arguments: Sequence[str], folder: Path, kill_at: int = 0, fi
 
 def _run(arguments: list[str], folder: str, printed: list[str], kill_at: int, file_size: int) -> None:
     os.chdir(folder)
+    # Whoever starts the tests in the background starts them deaf to SIGINT, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream, path in zip((1, 2), printed, strict=True):
         file = os.open(path, os.O_WRONLY | os.O_CREAT)
         os.dup2(file, stream)

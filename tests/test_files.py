@@ -49,7 +49,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunFolderError, match=r"cannot write .*file: No space left on device. Free space or choose another"):
+    with pytest.raises(RunFolderError, match=r"cannot write .*file: No space left on device. Free some space"):
         write_atomic(file, "new")
     assert file.read_text() == "old" and leftovers(tmp_path) == []
 

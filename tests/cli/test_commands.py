@@ -88,7 +88,9 @@ def test_runs_get_a_folder_of_their_own(ground: Ground, tmp_path: Path) -> None:
 
 def test_on_a_terminal_there_is_a_bar(ground: Ground, tmp_path: Path) -> None:
     leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "fedlora", "simulate", *ground.overrides(), "--out", "run"]
+    # Long enough for the bar to be redrawn while clients train; it is, ten times a second.
+    arguments = ground.overrides("training.steps=150")
+    command = [sys.executable, "-m", "fedlora", "simulate", *arguments, "--out", "run"]
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=follower, stderr=follower, env={**os.environ, "TERM": "xterm"}
     ) as process:
