@@ -78,5 +78,5 @@ def test_another_package_adds_names_that_are_loaded_only_when_asked_for(tmp_path
     entry = registry.entry("more")
     assert (entry.summary, entry.source) == ("What it does, in a line.", "fedlora_thirdparty_for_tests")
     assert registry.get("more") is entry.value
-    with pytest.raises(ConfigError, match="fedlora_no_such_module.*cannot be loaded"):
+    with pytest.raises(ConfigError, match=r"fedlora_no_such_module.*cannot be loaded"):
         registry.get("broken")
