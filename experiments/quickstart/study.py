@@ -114,10 +114,10 @@ def validate(bench: Workbench, start: Start) -> float:
     return evaluate(bench.backbone, bench.train, held, start, bench.config.evaluation.batch_size).summary()[0]
 
 
-def interval(values: list[float]) -> dict[str, float]:
-    """Return mean and the half width of the 95 % interval by Student's t."""
+def interval(values: list[float]) -> dict[str, float | None]:
+    """Return mean and the half width of the 95 % interval by Student's t; None for a single value."""
     t95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-    half = t95[len(values)] * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else float("nan")
+    half = t95[len(values)] * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "half_width_95": half}
 
 
@@ -126,11 +126,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
+    parser.add_argument("--alone-seeds", type=int, nargs="+", help="seeds for clients alone; default: those of --seeds")
     arguments = parser.parse_args()
     kinds = ("federated", "central", "alone")
     sweep = {kind: {rate: run(kind, rate, SWEEP_SEED)["validation_accuracy"] for rate in arguments.rates} for kind in kinds}
     best = {kind: max(rates, key=lambda rate: rates[rate]) for kind, rates in sweep.items()}
-    outcomes = {kind: {seed: run(kind, best[kind], seed) for seed in arguments.seeds} for kind in kinds}
+    seeds = dict.fromkeys(kinds, arguments.seeds) | {"alone": arguments.alone_seeds or arguments.seeds}
+    outcomes = {kind: {seed: run(kind, best[kind], seed) for seed in seeds[kind]} for kind in kinds}
     test = {kind: interval([outcome["test_accuracy"] for outcome in seeds.values()]) for kind, seeds in outcomes.items()}
     test["untouched"] = interval([outcome["untouched_accuracy"] for outcome in outcomes["federated"].values()])
     result = {
@@ -145,7 +147,9 @@ def main() -> None:
     write_json(HERE / "results.json", result)
     print("| | lr | test accuracy, mean ± 95 % half width |\n|---|---|---|")
     for kind in ("untouched", "alone", "federated", "central"):
-        print(f"| {kind} | {best.get(kind, '')} | {test[kind]['mean']:.4f} ± {test[kind]['half_width_95']:.4f} |")
+        half = test[kind]["half_width_95"]
+        spread = "one seed" if half is None else f"± {half:.4f}"
+        print(f"| {kind} | {best.get(kind, '')} | {test[kind]['mean']:.4f} {spread} |")
 
 
 if __name__ == "__main__":
