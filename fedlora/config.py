@@ -10,24 +10,25 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedlora.errors import ConfigError, suggest
 
+Section = TypeVar("Section", bound=BaseModel)
 Precision = Literal["auto", "fp32", "bf16"]
 WireDtype = Literal["fp32", "bf16", "fp16", "int8"]
 
 
-class _Section(BaseModel):
+class ConfigSection(BaseModel):
     """A part of the tree: unknown keys are errors, values do not change once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class ModelConfig(_Section):
+class ModelConfig(ConfigSection):
     """The frozen backbone."""
 
     name: str = Field("minilm-l6", description="packaged short name, Hugging Face hub name, or local model folder")
@@ -36,7 +37,7 @@ class ModelConfig(_Section):
     image_size: int | None = Field(None, ge=8, description="side of the square input image, pixels; default: the model's own")
 
 
-class DataConfig(_Section):
+class DataConfig(ConfigSection):
     """Where examples come from and how they are spread over clients."""
 
     name: str = Field("trec-6", description="packaged short name, or path of a CSV, JSONL, Parquet file or `datasets` folder")
@@ -54,7 +55,7 @@ class DataConfig(_Section):
     client_test_fraction: float = Field(0.1, ge=0, lt=1, description="share of each client's examples that it never trains on")
 
 
-class AdapterConfig(_Section):
+class AdapterConfig(ConfigSection):
     """The trainable parameterisation at the adapted sites."""
 
     method: str = Field("ravan", description="registered adapter: see `fedlora methods`")
@@ -67,14 +68,15 @@ class AdapterConfig(_Section):
     score: Literal["random", "weight", "gradient"] = Field("random", description="ravan: how a client picks its heads")
 
 
-class AggregatorConfig(_Section):
+class AggregatorConfig(ConfigSection):
     """How the replies of a round become the next global adapter."""
 
     method: str = Field("auto", description="registered aggregator: see `fedlora methods`; auto is the adapter's own")
     weighting: Literal["auto", "uniform", "examples"] = Field("auto", description="client weights; auto is the method's own")
+    options: dict[str, Any] = Field({}, description="arguments of the aggregator")
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(ConfigSection):
     """Local training at a client. Give `steps` or `epochs`, not both."""
 
     steps: int | None = Field(None, ge=1, description="local mini-batches per round (default 20)")
@@ -103,21 +105,28 @@ class TrainingConfig(_Section):
         return values
 
 
-class WireConfig(_Section):
+class WireConfig(ConfigSection):
     """What crosses the link."""
 
     dtype: WireDtype = Field("fp32", description="number format of payload tensors; int8 has one scale per row")
     downlink: Literal["broadcast", "sliced"] = Field("broadcast", description="whole adapter, or each client's own prefix")
 
 
-class PolicyConfig(_Section):
+class WorldConfig(ConfigSection):
+    """The simulated radio world that a round is timed in; without a name, messages cost nothing."""
+
+    name: str | None = Field(None, description="registered world: see `fedlora methods`; unset: no radio, no virtual time")
+    options: dict[str, Any] = Field({}, description="what to change in the world: its keys are printed by `fedlora world NAME`")
+
+
+class PolicyConfig(ConfigSection):
     """Who chooses the rank vectors."""
 
     name: str = Field("full", description="registered policy: see `fedlora methods`")
     options: dict[str, Any] = Field({}, description="arguments of the policy")
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(ConfigSection):
     """When and on what the global adapter is measured."""
 
     every: int = Field(1, ge=1, description="rounds between evaluations on the server's test set (the last is always measured)")
@@ -125,14 +134,14 @@ class EvaluationConfig(_Section):
     clients: bool = Field(True, description="clients also measure the received adapter on their own held-out part")
 
 
-class OutputConfig(_Section):
+class OutputConfig(ConfigSection):
     """What the run folder keeps."""
 
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
     tensorboard: bool = Field(True, description="write TensorBoard events")
 
 
-class RayConfig(_Section):
+class RayConfig(ConfigSection):
     """Resources of Flower's own simulation engine (engine = "ray")."""
 
     num_cpus: int | None = Field(None, ge=1, description="CPUs Ray may use; default: all")
@@ -140,7 +149,7 @@ class RayConfig(_Section):
     client_gpus: float = Field(0.0, ge=0, description="share of a GPU per simulated client")
 
 
-class RunConfig(_Section):
+class RunConfig(ConfigSection):
     """One run: what `fedlora simulate` reads, resolves and stores in the run folder."""
 
     seed: int = Field(0, ge=0, description="root of every stream of randomness")
@@ -155,6 +164,7 @@ class RunConfig(_Section):
     aggregator: AggregatorConfig = AggregatorConfig()
     training: TrainingConfig = TrainingConfig(steps=20)
     wire: WireConfig = WireConfig()
+    world: WorldConfig = WorldConfig()
     policy: PolicyConfig = PolicyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     output: OutputConfig = OutputConfig()
@@ -200,10 +210,15 @@ def load_config(
 
 def parse_config(tree: Mapping[str, Any]) -> RunConfig:
     """Check a plain tree and return it typed (errors as in `load_config`)."""
+    return parse_section(RunConfig, tree)
+
+
+def parse_section(section: type[Section], tree: Mapping[str, Any], prefix: str = "") -> Section:
+    """Check a plain tree against any model of this kind; `prefix` leads the key names in errors ("world.options.")."""
     try:
-        return RunConfig.model_validate(tree)
+        return section.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(item) for item in error.errors())) from None
+        raise ConfigError("\n".join(_explain(item, section, prefix) for item in error.errors())) from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -241,24 +256,26 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
         tree.pop(other, None)
 
 
-def _explain(item: Any) -> str:
+def _explain(item: Any, root: type[BaseModel], prefix: str) -> str:
     """Turn one pydantic error into a sentence that names the key and the nearest valid one."""
-    where = ".".join(str(part) for part in item["loc"])
+    where = prefix + ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        elsewhere = [key for key in all_keys() if key.rpartition(".")[2] == item["loc"][-1]]
-        prefix = where.rpartition(".")[0]
-        here = [f"{prefix}.{name}" if prefix else name for name in _section(item["loc"][:-1]).model_fields]
+        section, parent = _section(item["loc"][:-1], root), where.rpartition(".")[0]
+        here = [f"{parent}.{name}" if parent else name for name in section.model_fields]
+        elsewhere = [prefix + key for key in all_keys(root) if key.rpartition(".")[2] == item["loc"][-1]]
         hint = f"Did you mean '{elsewhere[0]}'?" if elsewhere else suggest(where, here)
+        if "options" in section.model_fields and not elsewhere:
+            hint += f" What belongs to the chosen name alone goes under '{parent}.options'."
         return f"unknown key '{where}'. {hint}"
     if item["type"] == "literal_error":
-        field = _section(item["loc"][:-1]).model_fields[str(item["loc"][-1])]
+        field = _section(item["loc"][:-1], root).model_fields[str(item["loc"][-1])]
         return f"unknown value '{item['input']}' for {where}. {suggest(str(item['input']), map(str, get_args(field.annotation)))}"
     message = str(item["msg"]).removeprefix("Value error, ")
     return f"{where} = {item['input']!r}: {message}" if where and item["type"] != "value_error" else message
 
 
-def _section(loc: Iterable[Any]) -> type[BaseModel]:
-    section: type[BaseModel] = RunConfig
+def _section(loc: Iterable[Any], root: type[BaseModel]) -> type[BaseModel]:
+    section = root
     for part in loc:
         annotation = section.model_fields[str(part)].annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -7,14 +7,41 @@ object itself, so that nothing has to be imported uphill.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from fedlora.errors import ConfigError, UnknownNameError
 
 T = TypeVar("T")
+
+
+def construct(key: str, name: str, factory: Callable[..., T], *arguments: Any, options: Mapping[str, Any]) -> T:
+    """Return `factory(*arguments, **options)`.
+
+    Args:
+        key: Key of the run file that chose the factory ("policy.name"); its section's `options` are the options.
+        name: What was chosen.
+        factory: Class or function.
+        arguments: What every factory of the kind is given.
+        options: What the user gave this one.
+
+    Raises:
+        ConfigError: Options that the factory does not take, or cannot work with.
+    """
+    section = key.partition(".")[0]
+    signature = inspect.signature(factory)
+    try:
+        signature.bind(*arguments, **options)
+    except TypeError as error:
+        known = ", ".join(list(signature.parameters)[len(arguments) :]) or "none"
+        raise ConfigError(f"{section}.options do not fit {key} = '{name}': {error}. Its options: {known}") from None
+    try:
+        return factory(*arguments, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{section}.options = {dict(options)} cannot work with {key} = '{name}': {error}") from None
 
 
 @dataclass(frozen=True)

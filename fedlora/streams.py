@@ -18,6 +18,11 @@ def stream(seed: int, name: str, *keys: int) -> np.random.Generator:
     return np.random.default_rng(_sequence(seed, name, keys))
 
 
+def fast_stream(seed: int, name: str, *keys: int) -> np.random.Generator:
+    """Return the stream on SFC64, which draws large arrays of normals and exponentials 15 to 25 % faster than numpy's default."""
+    return np.random.Generator(np.random.SFC64(_sequence(seed, name, keys)))
+
+
 def torch_stream(seed: int, name: str, *keys: int) -> torch.Generator:
     """Return the stream as a CPU torch generator; tensors drawn on the CPU are equal whatever the run's device."""
     state = _sequence(seed, name, keys).generate_state(1, np.uint64)[0]

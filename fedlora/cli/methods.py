@@ -13,7 +13,7 @@ from fedlora.cli.common import Format
 
 
 def command(format: Annotated[Format, typer.Option(help="How to print the list.")] = Format.text) -> None:
-    """List adapters, aggregators, policies, models and data sets."""
+    """List adapters, aggregators, policies, radio worlds, models and data sets."""
     found = registered()
     if format is Format.json:
         typer.echo(json.dumps(found, indent=2))
@@ -35,6 +35,7 @@ def registered() -> dict[str, list[dict[str, Any]]]:
     from fedlora.aggregation import AGGREGATORS
     from fedlora.data import DATA
     from fedlora.federation.policy import POLICIES
+    from fedlora.federation.world import WORLDS
     from fedlora.models import MODELS
 
     return {
@@ -61,6 +62,7 @@ def registered() -> dict[str, list[dict[str, Any]]]:
             for entry in AGGREGATORS.entries()
         ],
         "policies": [{"name": entry.name, "what": entry.summary} for entry in POLICIES.entries()],
+        "worlds": [{"name": entry.name, "what": entry.summary} for entry in WORLDS.entries()],
         "models": [{"name": entry.name, "what": entry.summary} for entry in MODELS.entries()],
         "data": [{"name": entry.name, "what": entry.summary} for entry in DATA.entries()],
     }

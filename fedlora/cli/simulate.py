@@ -54,6 +54,8 @@ def command(
 
 def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a run's outcome in a few numbers."""
+    from fedlora.runs.progress import counted
+
     first, last = rounds[0], rounds[-1]
     return {
         "rounds": last["round"],
@@ -63,9 +65,20 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         "loss_after": last["test_loss"],
         "uplink_bytes": sum(row["uplink_bytes"] for row in rounds),
         "downlink_bytes": sum(row["downlink_bytes"] for row in rounds),
-        "replies": sum(row["clients_selected"] - row["clients_failed"] for row in rounds),
+        "replies": sum(counted(row) for row in rounds),
         "replies_failed": sum(row["clients_failed"] for row in rounds),
         "wall_time_s": round(sum(row["wall_time_s"] for row in rounds), 3),
+        **(_in_the_world(rounds) if "virtual_time_s" in last else {}),
+    }
+
+
+def _in_the_world(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the run cost in its radio world."""
+    return {
+        "virtual_time_s": rounds[-1]["virtual_time_s"],
+        "energy_j": sum(row["energy_j"] for row in rounds),
+        "replies_dropped": sum(row["clients_dropped"] for row in rounds),
+        "replies_late": sum(row["clients_late"] for row in rounds),
     }
 
 
@@ -92,7 +105,7 @@ def _default_folder(config: RunConfig) -> Path:
 
 
 def _table(result: dict[str, Any]) -> Table:
-    from fedlora.runs.progress import size
+    from fedlora.runs.progress import duration, size
 
     table = Table(show_header=True, header_style="bold")
     table.add_column("")
@@ -103,9 +116,14 @@ def _table(result: dict[str, Any]) -> Table:
     table.add_section()
     table.add_row("bytes up", "", size(result["uplink_bytes"]))
     table.add_row("bytes down", "", size(result["downlink_bytes"]))
-    table.add_row("replies", "", f"{result['replies']} of {result['replies'] + result['replies_failed']}")
+    lost = {what: result.get(f"replies_{what}", 0) for what in ("failed", "dropped", "late")}
+    named = "".join(f", {count} {what}" for what, count in lost.items() if count)
+    table.add_row("replies", "", f"{result['replies']} of {result['replies'] + sum(lost.values())}{named}")
     table.add_row("rounds", "", str(result["rounds"]))
     table.add_row("time in rounds", "", f"{result['wall_time_s']:.1f} s")
+    if "virtual_time_s" in result:
+        table.add_row("virtual time", "", duration(result["virtual_time_s"]))
+        table.add_row("energy at clients", "", f"{result['energy_j']:.4g} J")
     return table
 
 

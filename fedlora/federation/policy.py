@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedlora.adapters import Adapter
-from fedlora.errors import ConfigError
-from fedlora.registry import Registry
+from fedlora.registry import Registry, construct
 
 Ranks = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Links:
+    """What the server knows of the clients drawn for a round before it sends anything; arrays over these clients, `[clients]`.
+
+    Attributes:
+        uplink_snr_db: Last estimate of the mean SNR of the uplink.
+        uplink_bps: Rate that estimate allows if the round's clients share the band evenly.
+        downlink_bps: Rate that the estimate of the downlink allows.
+        age_rounds: Rounds since the estimate was true; 0 where it is of this round, -1 before the first one.
+        outage: Whether nothing would get through at the estimate.
+        compute_bps: Speed of the device, floating-point operations per second.
+        energy_left_j: Energy left in the battery; infinite on mains.
+        deadline_s: Deadline of the round, the same for all; infinite where there is none.
+    """
+
+    uplink_snr_db: Floats
+    uplink_bps: Floats
+    downlink_bps: Floats
+    age_rounds: NDArray[np.int64]
+    outage: NDArray[np.bool_]
+    compute_bps: Floats
+    energy_left_j: Floats
+    deadline_s: float
 
 
 @dataclass(frozen=True)
@@ -29,6 +53,7 @@ class Observation:
         caps: Largest rank per site, `[sites]`.
         units: Step between legal ranks per site, `[sites]`.
         previous: Ranks each had when it last took part (0: never), `[clients, sites]`.
+        links: What is known of the clients' radio links; None where no world is simulated.
     """
 
     round: int
@@ -38,6 +63,7 @@ class Observation:
     caps: Ranks
     units: Ranks
     previous: Ranks
+    links: Links | None = None
 
 
 @dataclass(frozen=True)
@@ -81,18 +107,7 @@ def make_policy(name: str, options: dict[str, Any], setup: PolicySetup) -> Polic
     Raises:
         ConfigError: Unknown policy, or options it does not take.
     """
-    factory: Any = POLICIES.get(name)
-    signature = inspect.signature(factory)
-    try:
-        signature.bind(setup, **options)
-    except TypeError as error:
-        known = ", ".join(list(signature.parameters)[1:]) or "none"
-        raise ConfigError(f"policy.options do not fit policy.name = '{name}': {error}. Its options: {known}") from None
-    try:
-        policy: Policy = factory(setup, **options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"policy.options = {options} cannot work with policy.name = '{name}': {error}") from None
-    return policy
+    return construct("policy.name", name, cast(Callable[..., Policy], POLICIES.get(name)), setup, options=options)
 
 
 def legal(ranks: Ranks, adapters: Sequence[Adapter]) -> Ranks:

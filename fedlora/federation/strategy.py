@@ -20,6 +20,7 @@ from fedlora.errors import ConfigError, FedLoRAError, PayloadError
 from fedlora.federation.client import reply_spec
 from fedlora.federation.policy import Observation, Policy, PolicySetup, Ranks, legal, make_policy
 from fedlora.federation.workbench import Workbench
+from fedlora.federation.world import CLIENT_DROPPED, CLIENT_LATE, World
 from fedlora.streams import stream
 from fedlora.wire import decode, encode, from_record, record_size, to_record
 
@@ -65,10 +66,13 @@ class RoundStrategy(Strategy):
         bench: Model, adapters, aggregator and configuration.
         roster: Client number -> (node id, training examples), as the nodes introduced themselves.
         state: Where the run stands.
+        world: The radio world behind the grid, or None.
     """
 
-    def __init__(self, bench: Workbench, roster: dict[int, tuple[int, int]], state: ServerState) -> None:
-        self.bench, self.roster, self.state = bench, roster, state
+    def __init__(
+        self, bench: Workbench, roster: dict[int, tuple[int, int]], state: ServerState, world: World | None = None
+    ) -> None:
+        self.bench, self.roster, self.state, self.world = bench, roster, state, world
         self.offset = state.round
         self.policy, setup = policy_of(bench)
         self.caps, self.units = setup.caps, setup.units
@@ -125,6 +129,7 @@ class RoundStrategy(Strategy):
             caps=self.caps,
             units=self.units,
             previous=self.state.previous[chosen],
+            links=self.world.observe(number, chosen) if self.world else None,
         )
         asked, shape = np.asarray(self.policy.choose(observation)), (len(chosen), len(self.caps))
         if asked.shape != shape or asked.dtype.kind not in "iu":
@@ -150,6 +155,7 @@ class RoundStrategy(Strategy):
         A reply that is wrong is named, counted and left out. Where none is sound the round is void: the state stays as it is.
         """
         number = server_round + self.offset
+        self._charge()
         updates = [update for reply in replies if (update := self._accept(number, reply)) is not None]
         if updates:
             adapter, coverage = self.bench.aggregator.aggregate(updates, self.state.adapter, number)
@@ -159,13 +165,21 @@ class RoundStrategy(Strategy):
         self.record.clients = sorted(self._rows.values(), key=lambda row: int(row["client"]))
         return self.broadcast(), None
 
+    def _charge(self) -> None:
+        """Note in the clients' rows what the world charged them, for what did not come back too."""
+        for client, costs in (self.world.client_rows() if self.world else {}).items():
+            node = self.roster[client][0]
+            if node in self._rows:
+                self._rows[node] |= costs
+
     def _accept(self, number: int, reply: Message) -> Update | None:
         """Return the reply as an update, or None after noting in the client's row why it does not count."""
         row = self._rows.get(reply.metadata.src_node_id)
         if row is None or row["status"] != "no reply":
             return None  # not asked this round, or answering twice
         if reply.has_error():
-            row["status"] = f"failed: {_reason(reply)}"
+            lost = reply.error.code in (CLIENT_DROPPED, CLIENT_LATE)
+            row["status"] = _reason(reply) if lost else f"failed: {_reason(reply)}"
             return None
         try:
             metrics = reply.content.metric_records["metrics"]

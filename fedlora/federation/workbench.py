@@ -17,7 +17,9 @@ from fedlora.data.load import load_data
 from fedlora.data.partition import partition, split_client
 from fedlora.errors import ConfigError
 from fedlora.federation.policy import POLICIES
+from fedlora.federation.world import WORLDS
 from fedlora.models import load_model
+from fedlora.registry import construct
 from fedlora.training.backbone import Backbone
 from fedlora.training.batches import Indices, Prepared, prepare
 from fedlora.training.chunks import chunk_size
@@ -81,7 +83,8 @@ def build(config: RunConfig) -> Workbench:
         )
     backbone = Backbone(loaded, config.adapter, config.seed, placement)
     rule = backbone.adapters[0].default_aggregator if config.aggregator.method == "auto" else config.aggregator.method
-    aggregator = AGGREGATORS.get(rule)(backbone.adapters, config.aggregator.weighting)
+    factory, options = AGGREGATORS.get(rule), config.aggregator.options
+    aggregator = construct("aggregator.method", rule, factory, backbone.adapters, config.aggregator.weighting, options=options)
     if config.wire.downlink == "sliced" and not aggregator.sliced_downlink:
         raise ConfigError(f"wire.downlink = 'sliced' does not fit aggregator.method = '{rule}': use 'broadcast'")
     train = prepare(dataset.train, loaded, config.data.max_length)
@@ -103,6 +106,8 @@ def check_combination(config: RunConfig) -> None:
     """Refuse unknown names and what cannot work together, as far as the configuration alone tells (ConfigError)."""
     ADAPTERS.entry(config.adapter.method)
     POLICIES.entry(config.policy.name)
+    if config.world.name is not None:
+        WORLDS.entry(config.world.name)
     if config.engine == "ray" and find_spec("ray") is None:
         raise ConfigError("engine = 'ray' needs Ray: pip install 'fedlora[ray]', or use engine = 'batched'")
     if config.aggregator.method != "auto":

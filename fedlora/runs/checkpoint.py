@@ -1,6 +1,7 @@
 """Checkpoints: one folder per round, written whole, verified before use, the newest few kept.
 
-    checkpoints/round-00003/state.safetensors    global adapter, task head, previous ranks, what clients keep for themselves
+    checkpoints/round-00003/state.safetensors    global adapter, task head, previous ranks, what clients keep for themselves,
+                                                 the radio world's state
     checkpoints/round-00003/state.json           round, lengths of the logs at that moment, clients trained at once, checksums
 
 Logs are appended before the checkpoint is written; on resume they are cut back to the lengths that the checkpoint names, so
@@ -12,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -37,12 +39,14 @@ class Checkpoint:
         clients: Per node, the packed record of what the client keeps for itself.
         log_bytes: Length of each log when the round was complete.
         chunk: Clients trained at once; kept, because another number sums in another order.
+        world: State of the radio world; empty where there is none.
     """
 
     state: ServerState
     clients: dict[int, bytes]
     log_bytes: dict[str, int]
     chunk: int
+    world: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
@@ -50,6 +54,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     state = checkpoint.state
     tensors: dict[str, Tensor] = {f"adapter/{key}": tensor.contiguous().clone() for key, tensor in state.adapter.flat().items()}
     tensors["previous_ranks"] = torch.from_numpy(state.previous)
+    tensors |= {f"world/{name}": torch.from_numpy(np.ascontiguousarray(array)) for name, array in checkpoint.world.items()}
     for node, data in checkpoint.clients.items():
         tensors[f"client/{node}"] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     body = {
@@ -110,7 +115,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     clients = {int(node): bytes(tensor.numpy()) for node, tensor in kept.items()}
     previous = tensors["previous_ranks"].numpy().astype(np.int64)
     state = ServerState(body["round"], GlobalState.from_flat(_ordered(adapter), body["sites"]), previous)
-    return Checkpoint(state, clients, body["log_bytes"], body["chunk"])
+    world = {key.removeprefix("world/"): tensor.numpy() for key, tensor in tensors.items() if key.startswith("world/")}
+    return Checkpoint(state, clients, body["log_bytes"], body["chunk"], world)
 
 
 def _ordered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -135,12 +135,28 @@ def round_line(row: dict[str, Any], rounds: int) -> str:
         parts.append(f"train loss {row['train_loss']:.4f}")
     if row["clients_selected"]:
         parts.append(f"up {size(row['uplink_bytes'])}, down {size(row['downlink_bytes'])}")
-        parts.append(f"{row['clients_selected'] - row['clients_failed']}/{row['clients_selected']} clients")
-        if row["clients_failed"] == row["clients_selected"]:
-            parts.append("void: no sound reply")
+        parts.append(f"{counted(row)}/{row['clients_selected']} clients")
+        if row.get("virtual_time_s"):
+            parts.append(f"at {duration(row['virtual_time_s'])}, {row['energy_j']:.3g} J")
+        if not counted(row):
+            parts.append(f"void: {row.get('void') or 'no sound reply'}")
     elif row["round"]:
         parts.append("void: nobody was asked")
     return "  ".join([*parts, f"{row['wall_time_s']:.1f} s"])
+
+
+def counted(row: dict[str, Any]) -> int:
+    """Return how many replies of a round count, from its row of metrics.jsonl."""
+    lost = ("clients_failed", "clients_dropped", "clients_late")
+    return int(row["clients_selected"] - sum(row.get(name, 0) for name in lost))
+
+
+def duration(seconds: float) -> str:
+    """Return a time of the virtual clock: seconds, or hours and minutes where it is long."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def size(count: float) -> str:

@@ -19,6 +19,7 @@ from fedlora.federation.batched_grid import BatchedGrid
 from fedlora.federation.engines import run_engine
 from fedlora.federation.strategy import RoundStrategy, ServerState, call_roll, policy_of
 from fedlora.federation.workbench import Workbench, build
+from fedlora.federation.world import World, make_world
 from fedlora.files import write_json
 from fedlora.runs.checkpoint import Checkpoint, prune, save_checkpoint
 from fedlora.runs.environment import environment
@@ -62,13 +63,16 @@ def simulate(config: RunConfig, out: Path, *, resume: bool = False, progress: Pr
     progress.say("loading model and data")
     bench = build(config)
     policy_of(bench)  # options that do not fit are refused before anything is written
+    world = make_world(bench)
+    for note in world.notes if world else []:
+        progress.say(f"note: {note}")
     if bench.backbone.placement.emulated:
         progress.say(
             "note: this device emulates bf16, which is slower than fp32 here; training.precision = 'auto' would choose fp32"
         )
     folder = RunFolder.open(out) if resume and holds_run(out) else RunFolder.create(out, config)
     with folder.alone():
-        session = Session(bench, folder, progress)
+        session = Session(bench, folder, progress, world)
         session.run()
         session.finish()
     return RunResult(folder.path, folder.rows())
@@ -81,10 +85,11 @@ class Session:
         bench: Model, data and aggregator.
         folder: The run's folder.
         progress: Who is told how far the run is.
+        world: The radio world of the run, or None.
     """
 
-    def __init__(self, bench: Workbench, folder: RunFolder, progress: Progress) -> None:
-        self.bench, self.folder, self.progress = bench, folder, progress
+    def __init__(self, bench: Workbench, folder: RunFolder, progress: Progress, world: World | None = None) -> None:
+        self.bench, self.folder, self.progress, self.world = bench, folder, progress, world
         self.config = bench.config
         checkpoint = folder.latest()
         if checkpoint is None:
@@ -96,6 +101,8 @@ class Session:
             self.fresh = False
         self.state, self.kept = checkpoint.state, checkpoint.clients
         bench.chunk = checkpoint.chunk
+        if world and checkpoint.world:
+            world.restore(checkpoint.world)
         folder.clean(checkpoint.log_bytes)
         prune(folder.checkpoints, self.config.output.keep_checkpoints)
         self.events = Events(folder.log("events"), self.config.output.tensorboard)
@@ -127,7 +134,9 @@ class Session:
             for node, data in self.kept.items():
                 grid.contexts[node].state["residual"] = to_record(data)
         roster = call_roll(grid, self.config.clients)
-        strategy = RoundStrategy(self.bench, roster, self.state)
+        strategy = RoundStrategy(self.bench, roster, self.state, self.world)
+        if self.world:
+            grid = self.world.grid(grid, {node: client for client, (node, _) in roster.items()})
         self.clock = time.perf_counter()
         strategy.start(
             grid,
@@ -147,7 +156,13 @@ class Session:
         self.events.round(row, record.clients)
         save_checkpoint(
             self.folder.checkpoints,
-            Checkpoint(state, self._kept_by_clients(), self.folder.log_bytes(), self.bench.chunk),
+            Checkpoint(
+                state,
+                self._kept_by_clients(),
+                self.folder.log_bytes(),
+                self.bench.chunk,
+                self.world.state() if self.world else {},
+            ),
             self.config.output.keep_checkpoints,
         )
         self.progress.round(row, record.clients)
@@ -176,7 +191,8 @@ class Session:
             "uplink_bytes": sum(row["uplink_bytes"] for row in clients),
             "downlink_bytes": sum(row["downlink_bytes"] for row in clients),
             "clients_selected": len(clients),
-            "clients_failed": len(clients) - len(done),
+            "clients_failed": sum(not row["status"].startswith(("ok", "dropped", "late")) for row in clients),
+            **(self.world.round_row() if self.world else {}),
             "mean_rank": float(np.mean([row["mean_rank"] for row in clients])) if clients else None,
             "coverage": coverage if clients else None,
             "wall_time_s": round(time.perf_counter() - self.clock, 3),

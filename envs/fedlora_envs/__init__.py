@@ -1,0 +1,1 @@
+"""The world behind the Grid: radio links, devices, energy and a virtual clock."""

@@ -1,0 +1,1 @@
+"""Radio links as arrays: from geometry to goodput."""
