@@ -3,6 +3,7 @@
 PYTHON ?= python3
 ARGS ?=
 WORKERS ?= 2
+EXTRAS ?= all,dev
 TORCH ?= 2.13.0
 
 VENV := .venv
@@ -23,7 +24,7 @@ help:
 	@echo "make lint       ruff, mypy --strict, import contracts"
 	@echo "make format     let ruff rewrite the code in the house style"
 	@echo "make bench      short speed benchmark"
-	@echo "make venv       only install, into .venv (PYTHON=python3.12: with that interpreter)"
+	@echo "make venv       only install, into .venv (PYTHON=python3.12: with that interpreter; EXTRAS=all,dev,radio-oracle: Sionna too)"
 	@echo "make lock       write constraints.txt anew from the newest versions that pyproject.toml allows"
 	@echo "make clean      remove .venv, caches and build outputs; runs/ stays"
 
@@ -35,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@rm -f $@
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	@echo "installing fedlora and its tools into $(VENV) (some minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 simulate: $(STAMP)
@@ -60,13 +61,13 @@ bench: $(STAMP)
 # A venv of its own, so that nothing installed by hand is pinned. Pins hold for CPU and CUDA builds alike: no +cpu, no nvidia-*.
 lock:
 	rm -rf .lock && $(PYTHON) -m venv .lock
-	.lock/bin/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) -e '.[all,dev]'
+	.lock/bin/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) -e '.[all,dev,radio-oracle]'
 	@{ echo "# Every version fedlora was tested with. Written by 'make lock' (TORCH=x.y.z picks torch's); do not edit."; \
 	  .lock/bin/python -m pip freeze --all --exclude-editable --exclude pip --exclude fedlora --disable-pip-version-check \
 	  | sed 's/+[a-z0-9.]*$$//' | grep -E '^[A-Za-z0-9._-]+==' | grep -vE '^(nvidia-|cuda-|triton==)'; } > .lock/constraints.txt
 	mv .lock/constraints.txt constraints.txt
 	@for version in 3.11 3.12 3.13; do echo "resolving for Python $$version"; \
-	  .lock/bin/uv pip compile --quiet --python-version $$version --constraints constraints.txt --extra all --extra dev \
+	  .lock/bin/uv pip compile --quiet --python-version $$version --constraints constraints.txt --extra all --extra dev --extra radio-oracle \
 	  --output-file .lock/$$version.txt pyproject.toml >/dev/null || exit 1; done
 	rm -rf .lock
 

@@ -161,9 +161,7 @@ def main() -> None:
     print(f"\nClarke with goodput at {SIZES[0]:,} links: {clarke:.1f} ns, aim below {TARGET_NS:.0f} ns")
     seconds, blocks = slotted(SIZES[0], options.repeats)
     whole, each = span([1000 * one for one in seconds], 0), span([1e9 * one / blocks for one in seconds], 0)
-    print(
-        f"Slotted transfer over {SIZES[0]:,} links: {whole} ms, {each} ns a link and block ({blocks / SIZES[0]:.0f} blocks a link)"
-    )
+    print(f"Slotted transfer over {SIZES[0]:,} links: {whole} ms, {each} ns a link and block ({blocks / SIZES[0]:.0f} each)")
     transfer = {"links": SIZES[0], "wall": seconds, "link_blocks": blocks}
     ratios = {
         name: value / medians["fedlora, SNR to goodput", links]

@@ -83,8 +83,20 @@ class Registry(Generic[T]):
         return sorted({*self._entries, *(point.name for point in self._points())})
 
     def entries(self) -> list[Entry[T]]:
-        """Return all entries by name; loads the packages that provide them."""
-        return [self.entry(name) for name in self.names()]
+        """Return all entries by name; loads the packages that provide them. Those whose extra is not installed are left out."""
+        missing = self.missing()
+        return [self.entry(name) for name in self.names() if name not in missing]
+
+    def missing(self) -> dict[str, str]:
+        """Return the names that need an extra of fedlora that is not installed, each with the command that installs it."""
+        found = {}
+        for point in self._points():
+            if point.extras and point.name not in self._entries:
+                try:
+                    point.load()
+                except ImportError:
+                    found[point.name] = _install(point)
+        return found
 
     def entry(self, name: str) -> Entry[T]:
         """Return the entry called `name`.
@@ -110,12 +122,24 @@ class Registry(Generic[T]):
     def _load(self, point: EntryPoint) -> T:
         try:
             value: T = point.load()
+        except ImportError as error:
+            if not point.extras:
+                raise self._broken(point, error) from error
+            raise ConfigError(f"{self.kind} '{point.name}' needs more packages ({error}): {_install(point)}") from error
         except Exception as error:  # whatever another package does while it is imported
-            raise ConfigError(
-                f"{self.kind} '{point.name}' comes from {point.value}, which cannot be loaded ({error!r}). "
-                "Repair or remove that package"
-            ) from error
+            raise self._broken(point, error) from error
         return value
+
+    def _broken(self, point: EntryPoint, error: Exception) -> ConfigError:
+        return ConfigError(
+            f"{self.kind} '{point.name}' comes from {point.value}, which cannot be loaded ({error!r}). "
+            "Repair or remove that package"
+        )
 
     def _points(self) -> list[EntryPoint]:
         return list(entry_points(group=self.group)) if self.group else []
+
+
+def _install(point: EntryPoint) -> str:
+    package = point.dist.name if point.dist is not None else "fedlora"
+    return f"pip install '{package}[{','.join(point.extras)}]'"

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from fedlora.config import parse_section
 from fedlora.federation.world import WorldSetup
 from fedlora_envs.config import WorldConfig, merge
-
-if TYPE_CHECKING:
-    from fedlora_envs.world import RadioWorld
+from fedlora_envs.world import RadioWorld
 
 
 class Preset:
@@ -34,8 +32,6 @@ class Preset:
 
     def __call__(self, setup: WorldSetup, **options: Any) -> RadioWorld:
         """Return the world for a run."""
-        from fedlora_envs.world import RadioWorld
-
         return RadioWorld(self.name, self.config(**options), setup)
 
 

@@ -27,6 +27,17 @@ def command(format: Annotated[Format, typer.Option(help="How to print the list."
         for row in rows:
             table.add_row(*(str(row[column]) for column in columns))
         console.print(table)
+    for name, remedy in not_installed().items():
+        console.print(f"{name} is not installed: {remedy}", highlight=False)
+
+
+def not_installed() -> dict[str, str]:
+    """Return the names that need an extra which is not installed, with the command that installs it."""
+    from fedlora.aggregation import AGGREGATORS
+    from fedlora.federation.policy import POLICIES
+    from fedlora.federation.world import WORLDS
+
+    return AGGREGATORS.missing() | POLICIES.missing() | WORLDS.missing()
 
 
 def registered() -> dict[str, list[dict[str, Any]]]:

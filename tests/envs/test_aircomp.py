@@ -182,6 +182,10 @@ def test_noise_and_fades_come_from_seed_round_and_client_alone() -> None:
     other = rule.aggregate(updates, state, 8)[0].flat()
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert not any(torch.equal(first[key], other[key]) for key in first)
+    # Nobody in a fade: what differs between rounds is the noise alone.
+    noisy = AirCompMean(adapters, threshold=1e-9)
+    assert not torch.equal(noisy.aggregate(updates, state, 7)[0].head["classifier.bias"],
+                           noisy.aggregate(updates, state, 8)[0].head["classifier.bias"])  # fmt: skip
     # Fewer ranks leave the same clients silent at the same numbers.
     fewer = [make_update(adapters, client, [1, 1]) for client in range(5)]
     part = AirCompMean(adapters, coherence_symbols=3, snr_db=INF, threshold=1.0)
