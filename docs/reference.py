@@ -1,8 +1,9 @@
-"""Write docs/run-file.md, the reference of all keys, from fedlora/config.py: `python docs/reference.py`."""
+"""Write the references of all keys, docs/run-file.md and docs/world-options.md, from the code: `python docs/reference.py`."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,12 +11,13 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from fedlora.config import RunConfig
+from fedlora_envs.config import WorldConfig
 
 HERE = Path(__file__).parent
 
 
-def reference() -> str:
-    """Return the page."""
+def run_file() -> str:
+    """Return the page of the run file."""
     lines = [
         "# The run file",
         "",
@@ -23,11 +25,32 @@ def reference() -> str:
         "the two equal. Any key can be overridden on the command line as `key=value`, for example `training.lr=0.001`.",
         "",
     ]
-    lines += _table("Run", RunConfig, "")
-    for name, field in RunConfig.model_fields.items():
+    return "\n".join([*lines, *_tables("Run", RunConfig)])
+
+
+def world_options() -> str:
+    """Return the page of a world's options."""
+    lines = [
+        "# Options of a world",
+        "",
+        "Every key of a world, its values, its default and what it means. A preset sets some of them",
+        "(`fedlora world NAME --options` prints the result); a run file changes them under `[world.options]`, the command line as",
+        "`world.options.uplink.sharing=min_max` (`fedlora simulate`) or `uplink.sharing=min_max` (`fedlora world NAME`). Written from",
+        "the code by `python docs/reference.py`; a test keeps the two equal.",
+        "",
+    ]
+    return "\n".join([*lines, *_tables("World", WorldConfig)])
+
+
+PAGES: dict[str, Callable[[], str]] = {"run-file.md": run_file, "world-options.md": world_options}
+
+
+def _tables(title: str, root: type[BaseModel]) -> list[str]:
+    lines = _table(title, root, "")
+    for name, field in root.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             lines += _table(f"[{name}]", field.annotation, f"{name}.")
-    return "\n".join(lines)
+    return lines
 
 
 def _table(title: str, section: type[BaseModel], prefix: str) -> list[str]:
@@ -36,7 +59,7 @@ def _table(title: str, section: type[BaseModel], prefix: str) -> list[str]:
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             continue
-        default = "" if field.default in (None, PydanticUndefined) else f"`{_toml(field.default)}`"
+        default = "" if field.default in (None, "", PydanticUndefined) else f"`{_toml(field.default)}`"
         lines.append(f"| `{prefix}{name}` | {_values(field.annotation)} | {default} | {field.description} |")
     return [*lines, ""]
 
@@ -46,9 +69,9 @@ def _values(annotation: Any) -> str:
     if choices:
         return ", ".join(f"`{choice}`" for choice in choices)
     text = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
-    words = {"str": "text", "int": "integer", "float": "number", "bool": "true, false", "dict[str, typing.Any]": "table"}
+    words = {"str": "text", "int": "integer", "float": "number", "bool": "true, false", "dict[str, typing.Any]": "table", "dict[str, float]": "table of numbers"}
     text = re.sub(r" \| None|typing\.", "", text) if text not in words else text
-    return words.get(text, text.replace("list[str]", "list of texts"))
+    return words.get(text, text.replace("list[str]", "list of texts").replace("list[float]", "list of numbers"))
 
 
 def _toml(value: Any) -> str:
@@ -56,4 +79,5 @@ def _toml(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    (HERE / "run-file.md").write_text(reference(), encoding="utf-8")
+    for name, page in PAGES.items():
+        (HERE / name).write_text(page(), encoding="utf-8")

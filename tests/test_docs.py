@@ -6,7 +6,8 @@ import importlib.util
 import re
 from pathlib import Path
 
-from fedlora.config import all_keys, load_config
+from fedlora.config import RunConfig, all_keys, load_config
+from fedlora_envs.config import WorldConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -16,9 +17,10 @@ def test_the_reference_of_keys_is_the_codes_own() -> None:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    page = (ROOT / "docs" / "run-file.md").read_text(encoding="utf-8")
-    assert page == module.reference(), "run: python docs/reference.py"
-    assert all(f"`{key}`" in page for key in all_keys())
+    for (name, write), root in zip(module.PAGES.items(), (RunConfig, WorldConfig), strict=True):
+        page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        assert page == write(), "run: python docs/reference.py"
+        assert all(f"`{key}`" in page for key in all_keys(root))
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -223,9 +223,12 @@ class BandLinks:
         if sharing in (*SCHEDULED, "processor"):
             return self._scheduled(round_number, asked, places, snr_whole)
         band_hz, bits = self._occupied_hz(self.config.uplink), np.asarray(8.0 * sizes, np.float64)
-        gap = self._gap()
-        share_hz = allocate(sharing, bits, snr_whole * band_hz, starts_s, band_hz, gap)
+        # Nobody waits for a client in outage at an even share: min_max would give it nearly the whole band.
+        _, even_snr = self._portion(np.full(len(places), band_hz / len(places)), snr_whole)
+        waited_s = np.where(self._mean_efficiency(even_snr) >= OUTAGE_EFFICIENCY, starts_s, np.inf)
+        share_hz = allocate(sharing, bits, snr_whole * band_hz, waited_s, band_hz, self._gap())
         occupied_hz, snr_mean = self._portion(share_hz, snr_whole)
+        snr_mean = np.where(share_hz > 0, snr_mean, even_snr)
         snr, fading = self._faded("fading up", round_number, asked, places, snr_mean)
         efficiency, repeated = self._efficiency(self._up, snr, fading)
         sends = np.flatnonzero((efficiency >= OUTAGE_EFFICIENCY) & (share_hz > 0))

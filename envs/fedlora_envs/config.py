@@ -149,8 +149,8 @@ class EnergyConfig(ConfigSection):
 class WorldConfig(ConfigSection):
     """A radio world."""
 
-    summary: str = ""
-    sources: str = ""
+    summary: str = Field("", description="what it is, in a line")
+    sources: str = Field("", description="where its numbers come from")
     clients: int | None = Field(None, ge=1, description="clients that the world holds; unset: as many as the run has")
     links: Literal["cell", "levels", "fixed", "trace"] = Field("cell", description="where rates come from")
     deadline_s: float | None = Field(None, gt=0, description="of a round; later replies are dropped. Unset: none")

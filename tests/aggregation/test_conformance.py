@@ -29,9 +29,13 @@ PAIRS = list(pairs())
 every_pair = pytest.mark.parametrize(("rule", "case"), PAIRS, ids=str)
 
 
+# A channel without noise and fades: what a rule promises cannot be seen through others.
+OPTIONS: dict[str, dict[str, float]] = {"aircomp": {"snr_db": float("inf"), "threshold": 0.0}}
+
+
 def setup(rule: str, case: Case, weighting: str = "auto") -> tuple[Aggregator, GlobalState]:
     """Return the rule and a state in the middle of a run, in float32 as on a real server."""
-    aggregator = AGGREGATORS.get(rule)(adapters_of(case), weighting)
+    aggregator = AGGREGATORS.get(rule)(adapters_of(case), weighting, **OPTIONS.get(rule, {}))
     state = aggregator.initial(draw(HEAD, 1, dtype=torch.float32))
     if all(site.keys() == adapter.state_shapes.keys() for site, adapter in zip(state.sites, aggregator.adapters, strict=True)):
         state.sites = start_state(aggregator.adapters, torch.float32)
