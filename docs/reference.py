@@ -34,9 +34,9 @@ def world_options() -> str:
         "# Options of a world",
         "",
         "Every key of a world, its values, its default and what it means. A preset sets some of them",
-        "(`fedlora world NAME --options` prints the result); a run file changes them under `[world.options]`, the command line as",
-        "`world.options.uplink.sharing=min_max` (`fedlora simulate`) or `uplink.sharing=min_max` (`fedlora world NAME`). Written from",
-        "the code by `python docs/reference.py`; a test keeps the two equal.",
+        "(`fedlora world NAME --options` prints the result); a run file changes them under `[world.options]`, the command line",
+        "as `world.options.uplink.sharing=min_max` (`fedlora simulate`) or `uplink.sharing=min_max` (`fedlora world NAME`).",
+        "Written from the code by `python docs/reference.py`; a test keeps the two equal.",
         "",
     ]
     return "\n".join([*lines, *_tables("World", WorldConfig)])
@@ -69,7 +69,14 @@ def _values(annotation: Any) -> str:
     if choices:
         return ", ".join(f"`{choice}`" for choice in choices)
     text = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
-    words = {"str": "text", "int": "integer", "float": "number", "bool": "true, false", "dict[str, typing.Any]": "table", "dict[str, float]": "table of numbers"}
+    words = {
+        "str": "text",
+        "int": "integer",
+        "float": "number",
+        "bool": "true, false",
+        "dict[str, typing.Any]": "table",
+        "dict[str, float]": "table of numbers",
+    }
     text = re.sub(r" \| None|typing\.", "", text) if text not in words else text
     return words.get(text, text.replace("list[str]", "list of texts").replace("list[float]", "list of numbers"))
 
