@@ -1,11 +1,11 @@
 """What one step of a radio link costs: fading, and from SNR to goodput, beside Sionna's link adaptation.
 
-    python benchmarks/radio.py                        about half a minute, one thread
+    python benchmarks/radio.py                        about a minute, one thread
     python benchmarks/radio.py --profile clarke       where a step's time goes
 
 A step gives every link its gain for one block of time and looks its goodput up (CQI, block errors and HARQ at once). Sionna, if
 installed (extra `radio-oracle`), does the part after the fading at 10,000 users; it computes the error rates of all schemes for
-any block size, where fedlora has a table for one. Its BLER tables are those of PDSCH. Rounds are timed by world_clock.py.
+any block size, where fedlora has a table for one. Its BLER tables are those of PDSCH. Then come whole rounds (world_clock.py).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPE
 
 import numpy as np
 from measure import machine, save, span, table, timed
+from world_clock import rounds
 
 from fedlora.streams import fast_stream, stream
 from fedlora_envs.radio.fading import MODELS, Fading, make_fading
@@ -168,7 +169,9 @@ def main() -> None:
         for (name, links), value in medians.items()
         if name.startswith("Sionna")
     }
-    save(options.out, {"rows": results, "slotted": transfer, "times_slower_than_fedlora": ratios})
+    print("\nRounds (see world_clock.py):\n")
+    clock = rounds(options.repeats)
+    save(options.out, {"rows": results, "slotted": transfer, "times_slower_than_fedlora": ratios, "rounds": clock})
 
 
 if __name__ == "__main__":

@@ -71,10 +71,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="measured repetitions after one that warms up (default 5)")
     options = parser.parse_args()
     print(machine() + "\n", flush=True)
+    save(options.out, rounds(options.repeats))
+
+
+def rounds(repeats: int) -> dict[str, Any]:
+    """Time all forms of a round, print the table, and return what was measured."""
     rows, results = [], list[dict[str, Any]]()
     for clients in (1_000, 10_000, 100_000, 1_000_000):
         for name, work in contenders(clients).items():
-            first, *seconds = (timed(work)[0] for _ in range(options.repeats + 1))
+            first, *seconds = (timed(work)[0] for _ in range(repeats + 1))
             rows.append(
                 [name, f"{clients:,}", span([1000 * one for one in seconds]), span([1e9 / clients * one for one in seconds], 0)]
             )
@@ -84,7 +89,7 @@ def main() -> None:
     print("\nClosed form, bytes a client: " + ", ".join(f"{size:.0f} at {clients:,}" for clients, size in memory.items()))
     counts = closed_form(*round_of(1_000_000)).counts
     print("Ends of a million clients: " + ", ".join(f"{counts[way]:,} {way.name}" for way in Status))
-    save(options.out, {"rows": results, "bytes_per_client": memory, "ends": {way.name: counts[way] for way in Status}})
+    return {"rows": results, "bytes_per_client": memory, "ends": {way.name: counts[way] for way in Status}}
 
 
 if __name__ == "__main__":

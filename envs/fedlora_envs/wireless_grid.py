@@ -9,20 +9,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
+from numpy.typing import NDArray
 
 from fedlora.errors import ConfigError
 from fedlora.federation.world import CLIENT_DROPPED, CLIENT_LATE
-from fedlora_envs.outcome import Fate
-from fedlora_envs.world import RadioWorld
+from fedlora_envs.outcome import Fate, Outcome
 
 CHARGED = (MessageType.TRAIN, MessageType.EVALUATE)
 Work = Callable[[Message], float]
 """Returns how many operations (or CPU cycles) a reply took its client."""
+
+
+class Charging(Protocol):
+    """What the grid asks of a world (`fedlora_envs.world.RadioWorld` says what each does)."""
+
+    outcome: Outcome
+
+    def begin(self, clients: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.bool_]: ...
+
+    def play(self, clients: NDArray[np.int64], work: NDArray[np.float64], sizes: NDArray[np.int64]) -> Outcome: ...
+
+    def work(self, reply: Message) -> float: ...
 
 
 @dataclass
@@ -54,7 +67,7 @@ class WirelessGrid(Grid):
     """
 
     def __init__(
-        self, inner: Grid, world: RadioWorld, clients: Mapping[int, int] | None = None, work: Work | None = None
+        self, inner: Grid, world: Charging, clients: Mapping[int, int] | None = None, work: Work | None = None
     ) -> None:
         self.inner, self.world = inner, world
         self._clients = dict(clients) if clients is not None else None

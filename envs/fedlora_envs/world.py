@@ -22,6 +22,7 @@ from fedlora_envs.exchange import Exchange, Replies
 from fedlora_envs.links import Links
 from fedlora_envs.outcome import Fate, Outcome
 from fedlora_envs.rate_links import FixedLinks, TraceLinks
+from fedlora_envs.wireless_grid import WirelessGrid
 from fedlora_envs.workers import Workers
 
 Floats = NDArray[np.float64]
@@ -90,8 +91,6 @@ class RadioWorld:
 
     def grid(self, inner: Grid, clients: Mapping[int, int]) -> Grid:
         """Return a grid that charges messages over `inner`; `clients` maps node ids to client numbers."""
-        from fedlora_envs.wireless_grid import WirelessGrid
-
         return WirelessGrid(inner, self, clients)
 
     def observe(self, round_number: int, clients: Clients) -> LinkView:
