@@ -200,12 +200,24 @@ def load_config(
         ConfigError: Unreadable file, unknown key or bad value; names the nearest valid one.
     """
     tree: dict[str, Any] = _read(Path(path)) if path is not None else _copy(base or {})
+    return parse_config(read_overrides(overrides, tree))
+
+
+def read_overrides(
+    overrides: Iterable[str], tree: dict[str, Any] | None = None, example: str = "training.lr=0.001"
+) -> dict[str, Any]:
+    """Return `tree` (default: an empty one) with `key=value` strings written into it; keys are checked by `parse_section`.
+
+    Raises:
+        ConfigError: A string that is no override (`example` shows one), or a key that lies under a value.
+    """
+    tree = {} if tree is None else tree
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"'{text}' is not an override. Write key=value, for example training.lr=0.001")
+            raise ConfigError(f"'{text}' is not an override. Write key=value, for example {example}")
         _assign(tree, key.strip(), _value(value.strip()))
-    return parse_config(tree)
+    return tree
 
 
 def parse_config(tree: Mapping[str, Any]) -> RunConfig:

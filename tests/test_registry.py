@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedlora.errors import ConfigError, UnknownNameError, suggest
-from fedlora.registry import Registry
+from fedlora.registry import Registry, construct
 
 
 def filled() -> Registry[object]:
@@ -80,3 +82,62 @@ def test_another_package_adds_names_that_are_loaded_only_when_asked_for(tmp_path
     assert registry.get("more") is entry.value
     with pytest.raises(ConfigError, match=r"fedlora_no_such_module.*cannot be loaded"):
         registry.get("broken")
+
+
+# -- options -----------------------------------------------------------------------------------------------------------------
+
+
+class Maker:
+    """Takes two arguments from the run and two options from the user."""
+
+    def __init__(self, seed: int, name: str, *, scale: float = 1.0, power: int) -> None:
+        if scale < 0:
+            raise ValueError(f"scale is {scale}; give a number >= 0")
+        self.made = (seed, name, scale * 2, power)
+
+
+def anything(seed: int, **options: Any) -> tuple[int, dict[str, Any]]:
+    return seed, options
+
+
+def of_type(seed: int, count: int = 1) -> list[int]:
+    return [seed] * count
+
+
+def strict(seed: int) -> None:
+    raise UnknownNameError("device tier", "phne", ["phone"])
+
+
+def test_options_become_keyword_arguments() -> None:
+    made = construct("policy.name", "mine", Maker, 3, "x", options={"scale": 2, "power": 7})
+    assert made.made == (3, "x", 4, 7)
+    assert construct("world.name", "any", anything, 3, options={"a": {"b": 1}}) == (3, {"a": {"b": 1}})
+    assert construct("world.name", "any", anything, 3, options={}) == (3, {})
+
+
+@pytest.mark.parametrize(
+    ("factory", "arguments", "options", "says"),
+    [
+        (
+            Maker,
+            (3, "x"),
+            {"scael": 2, "power": 1},
+            "policy.options do not fit policy.name = 'mine': .*'scael'.* Its options: scale, power",
+        ),
+        (Maker, (3, "x"), {}, "policy.options do not fit policy.name = 'mine': .*'power'"),
+        (Maker, (3, "x"), {"seed": 2, "power": 1}, "policy.options do not fit policy.name = 'mine': .*'seed'"),
+        (Maker, (3, "x"), {"scale": -1, "power": 1}, "cannot work with policy.name = 'mine': scale is -1; give a number >= 0"),
+        (Maker, (3, "x"), {"scale": "two", "power": 1}, "policy.options = .*'two'.* cannot work with policy.name = 'mine'"),
+        (anything, (3,), {"seed": 2}, "policy.options do not fit policy.name = 'mine'"),
+        (of_type, (3,), {"count": 1.5}, "policy.options = {'count': 1.5} cannot work with policy.name = 'mine'"),
+        (of_type, (3,), {"size": 1}, "Its options: count$"),
+        (strict, (3,), {"size": 1}, "Its options: none$"),
+        (strict, (3,), {}, "^unknown device tier 'phne'. Did you mean 'phone'\\?$"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_error(
+    factory: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        construct("policy.name", "mine", factory, *arguments, options=options)
+    assert "\n" not in str(caught.value)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedlora.streams import stream, torch_stream
+from fedlora.streams import fast_stream, stream, torch_stream
 
 NAMES = ["clients", "data order", "batch order", "head choice", "partition", "adapter.A", "adapter.B", "head.classifier.weight"]
 
@@ -61,3 +61,34 @@ def test_streams_of_neighbouring_keys_are_independent() -> None:
 def test_keys_count_from_zero(keys: tuple[int, ...]) -> None:
     with pytest.raises(ValueError):
         stream(0, "clients", *keys)
+
+
+# -- the fast generator -------------------------------------------------------------------------------------------------------
+
+
+def test_fast_numbers_that_must_never_change() -> None:
+    assert fast_stream(0, "fading up", 1).integers(0, 1000, 5).tolist() == [364, 976, 37, 568, 720]
+    assert fast_stream(0, "fading up", 1).standard_normal(2, dtype=np.float32).tolist() == [
+        -0.4661531448364258,
+        1.7194253206253052,
+    ]
+
+
+def test_the_fast_stream_is_a_generator_of_its_own() -> None:
+    """Another algorithm under the same name and keys, so that its numbers are others; each key has its own."""
+    assert type(fast_stream(0, "fading").bit_generator) is np.random.SFC64
+    drawn = [
+        make(seed, name, *keys).random()
+        for make, seed, name, keys in itertools.product(
+            [stream, fast_stream], [0, 1, 2**40], ["fading up", "fading down"], [(), (0,), (1,), (0, 1), (1, 0)]
+        )
+    ]
+    assert len(set(drawn)) == len(drawn)
+    assert fast_stream(3, "fading", 4).random() == fast_stream(3, "fading", 4).random()
+
+
+def test_fast_streams_of_neighbouring_rounds_are_independent() -> None:
+    table = np.array([fast_stream(0, "fading up", number).standard_normal(2000) for number in range(20)])
+    assert np.abs(np.corrcoef(table) - np.eye(20)).max() < 0.12 and abs(table.mean()) < 0.02 and abs(table.std() - 1) < 0.02
+    gains = fast_stream(0, "fading up", 1).standard_exponential(100_000, dtype=np.float32)
+    assert abs(gains.mean() - 1) < 4.5 / 100_000**0.5

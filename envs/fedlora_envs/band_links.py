@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlora.errors import ConfigError
 from fedlora.streams import fast_stream, stream
 from fedlora_envs.aircomp import airtime_s
 from fedlora_envs.cell import Cell
@@ -15,7 +16,7 @@ from fedlora_envs.config import DirectionConfig, WorldConfig
 from fedlora_envs.links import Clients, Delivery, Floats, Upload
 from fedlora_envs.medium import Medium, PowerLimitedSharing, ProcessorSharing
 from fedlora_envs.radio.budget import choose_prb, noise_dbm, nr_rate_bps, prb_count, prb_hz
-from fedlora_envs.radio.ergodic import ergodic
+from fedlora_envs.radio.ergodic import ergodic, ergodic_worst
 from fedlora_envs.radio.fading import Fading, doppler_hz, make_fading
 from fedlora_envs.radio.levels import LevelChannel
 from fedlora_envs.radio.rates import RateModel, Shannon, ShannonGap, make_rate_model
@@ -58,7 +59,12 @@ class BandLinks:
         # A Doppler outside the fading model's range is refused here.
         self._fading(1, fast_stream(seed, "fading"), np.zeros(1))
         if config.uplink.sharing in SCHEDULED:
-            self._fading(1, fast_stream(seed, "fading"), np.zeros(1), config.uplink.slot_s)
+            try:
+                self._fading(1, fast_stream(seed, "fading"), np.zeros(1), config.uplink.slot_s)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"world.options.uplink.slot_s = {config.uplink.slot_s:g} is the time step here: {error}"
+                ) from None
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -121,10 +127,16 @@ class BandLinks:
         return self.cell.k_factor[clients] if self.cell and rician else np.zeros(len(clients))
 
     def _faded(
-        self, name: str, round_number: int, clients: Clients, places: NDArray[np.intp], snr: Floats
+        self,
+        name: str,
+        round_number: int,
+        clients: Clients,
+        places: NDArray[np.intp],
+        snr: Floats,
+        step_s: float | None = None,
     ) -> tuple[Floats, Fading | None]:
         """Return (SNR, fading still to come) of the clients at `places`; one gain per round is in the SNR already."""
-        process = self._fading(len(clients), fast_stream(self.seed, name, round_number), self._k_factor(clients))
+        process = self._fading(len(clients), fast_stream(self.seed, name, round_number), self._k_factor(clients), step_s)
         if process is None:
             return snr, None
         if self.config.fading.transfer == "quasi_static":
@@ -141,15 +153,18 @@ class BandLinks:
 
     def expected(self, measured: Floats, sharing: int) -> tuple[Floats, Floats, Floats]:
         """Return the mean rates that SNRs `[2, N]` promise if `sharing` clients have an even part of the uplink each."""
-        snr_down, snr_up = 10 ** (measured / 10)
-        config, everyone = self.config, np.arange(measured.shape[1])
-        fades = config.fading.model != "none"
-        down = ergodic(self._down, snr_down)[0] if fades else self._down.efficiency(snr_down)
-        occupied_hz, snr = self._portion(np.full(len(everyone), self._occupied_hz(config.uplink) / max(1, sharing)), snr_up)
-        up = ergodic(self._up, snr)[0] if fades else self._up.efficiency(snr)
-        down_bps = np.asarray(down, np.float64) * self._useful_hz(config.downlink, self._occupied_hz(config.downlink))
-        up_bps = np.asarray(up, np.float64) * self._useful_hz(config.uplink, occupied_hz)
-        return down_bps, up_bps, 10 * np.log10(np.maximum(snr, 1e-30))
+        snr_down, snr_whole = 10 ** (measured / 10)
+        config = self.config
+        share_hz = np.full(measured.shape[1], self._occupied_hz(config.uplink) / max(1, sharing))
+        occupied_hz, snr_up = self._portion(share_hz, snr_whole)
+        down, up = self._promised(self._down, snr_down), self._promised(self._up, snr_up)
+        down_bps = down * self._useful_hz(config.downlink, self._occupied_hz(config.downlink))
+        up_bps = up * self._useful_hz(config.uplink, occupied_hz)
+        return down_bps, up_bps, 10 * np.log10(np.maximum(snr_up, 1e-30))
+
+    def _promised(self, rate: RateModel, snr: Floats) -> Floats:
+        fades = self.config.fading.model != "none"
+        return _unless_outage(ergodic(rate, snr)[0] if fades else np.asarray(rate.efficiency(snr), np.float64))
 
     def _portion(self, share_hz: Floats, snr_whole: Floats) -> tuple[Floats, Floats]:
         """Return (band really occupied, SNR over it) of clients that may have `share_hz` each, [n].
@@ -179,11 +194,11 @@ class BandLinks:
 
     # -- an exchange ---------------------------------------------------------------------------------------------------
 
-    def download(self, round_number: int, clients: Clients, sizes: NDArray[np.int64]) -> Delivery:
+    def download(self, round_number: int, asked: Clients, places: NDArray[np.intp], sizes: NDArray[np.int64]) -> Delivery:
         """Return the downlink: a broadcast at the weakest listener's rate, or a part of the band each."""
-        seconds, repeated = np.full(len(clients), np.inf), np.zeros(len(clients))
-        everyone = np.arange(len(clients))
-        snr, fading = self._faded("fading down", round_number, clients, everyone, 10 ** (self.measured()[0, clients] / 10))
+        seconds, repeated = np.full(len(places), np.inf), np.zeros(len(places))
+        snr_whole = 10 ** (self.measured()[0, asked[places]] / 10)
+        snr, fading = self._faded("fading down", round_number, asked, places, snr_whole)
         efficiency, wasted = self._efficiency(self._down, snr, fading)
         heard = np.flatnonzero(efficiency >= OUTAGE_EFFICIENCY)
         if not heard.size:
@@ -195,6 +210,12 @@ class BandLinks:
         first_s = 0.0
         if self.config.downlink.sharing == "broadcast":
             listens, _ = quantile_broadcast(efficiency[heard], self.config.downlink.quantile)
+            group = heard[listens]
+            worst = ergodic_worst(self._down, snr[group], fading.k_factor[group])[0] if fading else efficiency[group].min()
+            alone_s = unicast_s(bits[listens], efficiency[group] * band_hz).max()
+            # Among very many fading listeners somebody is in a deep fade at any time: then each alone is faster.
+            listens &= bits[listens].max() <= alone_s * worst * band_hz
+        if listens.any():
             if fading:
                 fading.keep(heard[listens])
             through = broadcast_s(float(bits[listens].max()), band_hz, snr[heard[listens]], self._down, fading, self._mode())
@@ -226,7 +247,9 @@ class BandLinks:
         # Nobody waits for a client in outage at an even share: min_max would give it nearly the whole band.
         _, even_snr = self._portion(np.full(len(places), band_hz / len(places)), snr_whole)
         waited_s = np.where(self._mean_efficiency(even_snr) >= OUTAGE_EFFICIENCY, starts_s, np.inf)
-        share_hz = allocate(sharing, bits, snr_whole * band_hz, waited_s, band_hz, self._gap())
+        # Overhead and the other direction make uploads longer, not what comes before them: min_max weighs the two.
+        symbols = bits / float(self._useful_hz(self.config.uplink, 1.0))
+        share_hz = allocate(sharing, symbols, snr_whole * band_hz, waited_s, band_hz, self._gap())
         occupied_hz, snr_mean = self._portion(share_hz, snr_whole)
         snr_mean = np.where(share_hz > 0, snr_mean, even_snr)
         snr, fading = self._faded("fading up", round_number, asked, places, snr_mean)
@@ -245,29 +268,19 @@ class BandLinks:
     def _scheduled(self, round_number: int, asked: Clients, places: NDArray[np.intp], snr_whole: Floats) -> Upload:
         """Return an uplink whose rates depend on who is sending."""
         uplink, sharing = self.config.uplink, self.config.uplink.sharing
-        band_hz = self._occupied_hz(uplink)
-        useful_hz = float(self._useful_hz(uplink, band_hz))
+        useful_hz = float(self._useful_hz(uplink, self._occupied_hz(uplink)))
+        step_s = uplink.slot_s if sharing in SCHEDULED else None
+        snr, fading = self._faded("fading up", round_number, asked, places, snr_whole, step_s)
+        efficiency, repeated = self._efficiency(self._up, snr, fading)
+        rates_bps = _unless_outage(efficiency) * useful_hz
         medium: Medium
-        if sharing == "processor":
-            snr, fading = self._faded("fading up", round_number, asked, places, snr_whole)
-            efficiency, repeated = self._efficiency(self._up, snr, fading)
-            efficiency = np.where(efficiency >= OUTAGE_EFFICIENCY, efficiency, 0.0)
-            if isinstance(self._up, Shannon | ShannonGap) and fading is None:
-                medium = PowerLimitedSharing(snr * useful_hz, useful_hz, self._gap())
-            else:
-                medium = ProcessorSharing(efficiency * useful_hz)
-            rates_bps = efficiency * useful_hz
+        if sharing in SCHEDULED:
+            gains = fading or Still(len(places))
+            medium = SlotScheduler(sharing, gains, snr, self._efficiency_now, useful_hz, uplink.slot_s)
+        elif fading is None and isinstance(self._up, Shannon | ShannonGap):
+            medium = PowerLimitedSharing(snr * useful_hz, useful_hz, self._gap())
         else:
-            process = self._fading(
-                len(asked), fast_stream(self.seed, "fading up", round_number), self._k_factor(asked), uplink.slot_s
-            )
-            gains: Fading | Still = process if process is not None else Still(np.ones(len(asked), np.float32))
-            if process is not None and self._mode() == "quasi_static":
-                gains = Still(process.step().copy())
-            gains.keep(places)
-            medium = SlotScheduler(sharing, gains, snr_whole, self._efficiency_now, useful_hz, uplink.slot_s)
-            efficiency, repeated = self._efficiency(self._up, snr_whole, process)
-            rates_bps = efficiency * useful_hz
+            medium = ProcessorSharing(rates_bps)
         return Upload(rates_bps, medium, repeated, 10 * np.log10(snr_whole), np.full(len(places), np.nan))
 
     def _analogue(self, sizes: NDArray[np.int64], starts_s: Floats, snr_whole: Floats) -> Upload:
@@ -281,19 +294,19 @@ class BandLinks:
 
 
 class Still:
-    """Gains that do not move.
+    """Gains of 1: fading that is in the mean already, or that there is none of.
 
     Args:
-        gains: Power gains, float32 [n].
+        count: Links.
     """
 
-    def __init__(self, gains: NDArray[np.float32]) -> None:
-        self._gains = gains
+    def __init__(self, count: int) -> None:
+        self._gains = np.ones(count, np.float32)
 
     def step(self) -> NDArray[np.float32]:
         """Return the gains."""
         return self._gains
 
-    def keep(self, index: NDArray[np.intp]) -> None:
-        """Follow only these."""
-        self._gains = self._gains[index]
+
+def _unless_outage(efficiency: Floats) -> Floats:
+    return np.where(efficiency >= OUTAGE_EFFICIENCY, efficiency, 0.0)

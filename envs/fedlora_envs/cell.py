@@ -39,6 +39,13 @@ class Cell:
         config: The `cell` section of a world.
         clients: N.
         seed: Root of the streams.
+
+    Attributes:
+        walk: Positions and directions.
+        indoor: Which clients are inside buildings, [N].
+        los: Which clients see the base station, or would from outside their building, [N].
+        loss_db: Path loss, shadowing and penetration together, [N].
+        k_factor: Rician K, linear, [N]: of the scenario on line of sight out of doors, 0 (Rayleigh) elsewhere.
     """
 
     def __init__(self, config: CellConfig, clients: int, seed: int) -> None:
@@ -59,6 +66,10 @@ class Cell:
         self._k_db = rician_k_db(config.scenario, rng.standard_normal(clients))
         shadowing = stream(seed, "shadowing", 0)
         self.fields = {name: correlated_normals(xy, self._decorrelation[name], shadowing) for name in _FIELDS}
+        self.los: NDArray[np.bool_]
+        self.loss_db: Floats
+        self.k_factor: Floats
+        self._look()
 
     def step(self, round_number: int) -> None:
         """Move on to `round_number`, `step_s` seconds after the round before."""
@@ -72,34 +83,26 @@ class Cell:
         for name in _FIELDS:
             innovation = correlated_normals(self.walk.xy, self._decorrelation[name], shadowing)
             self.fields[name] = gudmundson(self.fields[name], self.walk.moved_m, self._decorrelation[name], innovation)
+        self._look()
 
-    @property
-    def los(self) -> NDArray[np.bool_]:
-        """Which clients see the base station, or would from outside their building, [N]."""
-        if self.config.los != "auto":
-            return np.full(self.clients, self.config.los == "always")
-        d2, _ = distances(self.walk.xy, self.config.base_height_m, self.config.client_height_m)
-        outdoors = np.maximum(d2 - self.depth_m, 0.0)
-        share = los_probability(self.config.scenario, outdoors, self.config.client_height_m, self.config.base_height_m)
-        return los_state(self.fields["los_state"], share)
-
-    @property
-    def k_factor(self) -> Floats:
-        """Rician K, linear, [N]: of the scenario on line of sight out of doors, 0 (Rayleigh) elsewhere."""
-        return np.where(self.los & ~self.indoor, 10 ** (self._k_db / 10), 0.0)
-
-    @property
-    def loss_db(self) -> Floats:
-        """Path loss, shadowing and penetration together, [N]."""
-        config, los = self.config, self.los
+    def _look(self) -> None:
+        """Derive from positions and fields what the round sees."""
+        config = self.config
         d2, _ = distances(self.walk.xy, config.base_height_m, config.client_height_m)
-        loss = path_loss_db(config.scenario, d2, config.base_height_m, config.client_height_m, config.fc_ghz, los)
+        if config.los == "auto":
+            outdoors_m = np.maximum(d2 - self.depth_m, 0.0)
+            share = los_probability(config.scenario, outdoors_m, config.client_height_m, config.base_height_m)
+            self.los = los_state(self.fields["los_state"], share)
+        else:
+            self.los = np.full(self.clients, config.los == "always")
+        loss = path_loss_db(config.scenario, d2, config.base_height_m, config.client_height_m, config.fc_ghz, self.los)
         if config.shadowing:
             far = d2 > breakpoint_m(config.scenario, config.base_height_m, config.client_height_m, config.fc_ghz)
-            sigma = shadowing_sigma_db(config.scenario, los, self.indoor, far)
-            field = np.where(self.indoor, self.fields["indoor"], np.where(los, self.fields["los"], self.fields["nlos"]))
+            sigma = shadowing_sigma_db(config.scenario, self.los, self.indoor, far)
+            field = np.where(self.indoor, self.fields["indoor"], np.where(self.los, self.fields["los"], self.fields["nlos"]))
             loss = loss + sigma * field
-        return np.asarray(loss + self.o2i_db)
+        self.loss_db = np.asarray(loss + self.o2i_db)
+        self.k_factor = np.where(self.los & ~self.indoor, 10 ** (self._k_db / 10), 0.0)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return what moves: positions, directions and fields."""
@@ -110,3 +113,4 @@ class Cell:
         """Go on from what `state` returned."""
         self.walk = Walk(state["xy"], state["heading"], self.config.min_distance_m, moved_m=np.zeros(self.clients))
         self.fields = {name: state[f"field {name}"] for name in _FIELDS}
+        self._look()

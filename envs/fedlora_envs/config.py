@@ -29,7 +29,7 @@ class CellConfig(ConfigSection):
     interference_margin_db: float = Field(3.0, ge=0, description="rise of the noise floor by other cells")
     speed_kmh: float = Field(3.0, ge=0, description="speed of every client, for Doppler and movement")
     step_s: float = Field(
-        60.0, gt=0, description="time between rounds for movement, shadowing and availability; fixed, so that no policy shifts it"
+        10.0, gt=0, description="time between rounds for movement, shadowing and availability; fixed, so that no policy shifts it"
     )
 
 

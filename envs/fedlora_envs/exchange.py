@@ -48,7 +48,7 @@ class Exchange:
         self.download_s, self.repeated = np.full(count, np.inf), np.zeros(count)
         there = np.flatnonzero(outcome.fate == Fate.NO_REPLY)
         if there.size:
-            delivery = links.download(outcome.round_number, outcome.clients[there], sizes[there])
+            delivery = links.download(outcome.round_number, outcome.clients, there, sizes[there])
             self.download_s[there], self.repeated[there] = delivery.seconds, delivery.repeated
         self.leave_s = workers.leave_s(outcome.round_number)[outcome.clients]
         in_time = self.download_s <= np.minimum(self.leave_s, deadline_s)
@@ -65,7 +65,8 @@ class Exchange:
         if part.size:
             self._run(part, replies, battery.left_j[outcome.clients[part]])
         if not outcome.void and len(outcome.clients) and not (outcome.fate == Fate.DONE).any():
-            outcome.void = "nobody who was asked could be reached"
+            heard = ((outcome.fate == Fate.NO_REPLY) & self.reached).any()
+            outcome.void = "no client that was reached sent a sound reply" if heard else "nobody who was asked could be reached"
         self._explain()
         return outcome
 
@@ -87,6 +88,7 @@ class Exchange:
         self.outcome.energy_j[part] = np.minimum(sum(self._joules(times, upload, powers)), left_j)
         died = np.isin(times.status, _DROPPED) & (empty_s < leave_s)
         self.outcome.fate[part[died]] = Fate.BATTERY
+        self.outcome.energy_j[part[died]] = left_j[died]  # to the last joule: rounding leaves no battery almost empty
 
     def _upload(self, part: Places, plan: RoundPlan, there: NDArray[np.bool_]) -> Upload:
         """Return the uplink of all in the plan; those that send nothing have no rate."""
@@ -99,7 +101,7 @@ class Exchange:
         some = self.links.upload(self.outcome.round_number, self.outcome.clients, part[sends], sizes, starts_s)
         for name in ("rates_bps", "repeated", "snr_db", "airtime_s"):
             getattr(whole, name)[sends] = getattr(some, name)
-        medium = None if some.medium is None else _Among(some.medium, sends)
+        medium = None if some.medium is None else _Among(some.medium, sends, some.rates_bps > 0)
         return Upload(whole.rates_bps, medium, whole.repeated, whole.snr_db, whole.airtime_s)
 
     def _times(self, upload: Upload, plan: RoundPlan) -> RoundTimes:
@@ -110,9 +112,9 @@ class Exchange:
         return closed_form(upload.rates_bps, plan)
 
     def _joules(self, times: RoundTimes, upload: Upload, powers: Powers) -> tuple[Floats, Floats, Floats]:
-        """Return the energy of each phase; the amplifier is on for its direction's share of time, or AirComp's airtime."""
-        on_s = times.uplink_s * self.workers.config.uplink.tdd_share
-        on_s = np.where(np.isfinite(upload.airtime_s), np.minimum(on_s, upload.airtime_s), on_s)
+        """Return the energy of each phase; the amplifier is on for its direction's share of the upload, or of AirComp's part."""
+        sending_s = np.where(np.isfinite(upload.airtime_s), np.minimum(times.uplink_s, upload.airtime_s), times.uplink_s)
+        on_s = sending_s * self.workers.config.uplink.tdd_share
         sending_j = powers.circuit_w * times.uplink_s + powers.amplifier_w * on_s
         return powers.receive_w * times.downlink_s, powers.compute_w * times.compute_s, sending_j
 
@@ -131,6 +133,8 @@ class Exchange:
     def _explain(self) -> None:
         """Write why each client did not deliver."""
         outcome = self.outcome
+        for place in np.flatnonzero(outcome.fate == Fate.DONE).tolist():
+            outcome.reason[place] = ""
         spent_s = outcome.downlink_s + outcome.compute_s + outcome.uplink_s
         for place in np.flatnonzero(~np.isin(outcome.fate, [Fate.DONE, Fate.NO_REPLY])).tolist():
             fate, spent = Fate(int(outcome.fate[place])), f"after {spent_s[place]:.3g} s"
@@ -149,15 +153,18 @@ class Exchange:
 
 
 class _Among:
-    """A medium of n transfers, seen as one of K of which only those at `places` ever send."""
+    """A medium of n transfers, seen as one of K of which only those at `places` ever send.
 
-    def __init__(self, medium: Medium, places: Places) -> None:
-        self._medium, self._places = medium, places
+    Who is in outage (`carries` False, [n]) takes nothing from the others: a medium would give it its turn.
+    """
+
+    def __init__(self, medium: Medium, places: Places, carries: NDArray[np.bool_]) -> None:
+        self._medium, self._places, self._carries = medium, places, carries
 
     def serve(self, now: float, until: float, bits: Floats) -> tuple[float, Floats]:
-        reached, left = self._medium.serve(now, until, bits[self._places])
+        reached, left = self._medium.serve(now, until, np.where(self._carries, bits[self._places], 0.0))
         whole = bits.copy()
-        whole[self._places] = left
+        whole[self._places] = np.where(self._carries, left, bits[self._places])
         return reached, whole
 
 

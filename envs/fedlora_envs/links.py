@@ -17,7 +17,7 @@ Clients = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Delivery:
-    """The downlink of one exchange, [K].
+    """The downlink of one exchange to n clients, [n].
 
     Attributes:
         seconds: When each client has its message; inf where nothing gets through.
@@ -62,13 +62,20 @@ class Links(Protocol):
         """Return what a measurement `[2, N]` promises: downlink and uplink rate in bit/s, and uplink SNR in dB (or NaN), [N].
 
         Args:
-            measured: As `measured` returns it, perhaps old or wrong.
+            measured: As `measured` returns it, for all clients or some of them, perhaps old or wrong.
             sharing: How many clients share the uplink.
         """
         ...
 
-    def download(self, round_number: int, clients: Clients, sizes: NDArray[np.int64]) -> Delivery:
-        """Return the downlink of one exchange; sizes in bytes, [K]."""
+    def download(self, round_number: int, asked: Clients, places: NDArray[np.intp], sizes: NDArray[np.int64]) -> Delivery:
+        """Return the downlink of one exchange, [n].
+
+        Args:
+            round_number: The round.
+            asked: Clients of the exchange, [K]; they are who the fading is drawn for.
+            places: Which of them can be reached, [n].
+            sizes: Bytes, [n].
+        """
         ...
 
     def upload(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -33,6 +35,38 @@ class Preset:
     def __call__(self, setup: WorldSetup, **options: Any) -> RadioWorld:
         """Return the world for a run."""
         return RadioWorld(self.name, self.config(**options), setup)
+
+    def portrait(
+        self,
+        *,
+        clients: int | None = None,
+        per_round: int = 10,
+        payload_bytes: int = 200_000,
+        rounds: int = 50,
+        seed: int = 0,
+        plots: Path | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Return what the world is like in numbers, as plain data, and draw it (see `fedlora_envs.portrait`).
+
+        Args:
+            clients: Clients to spread; default: as many as the world holds, or 2,000.
+            per_round: Clients drawn each round.
+            payload_bytes: Size of every message.
+            rounds: Exchanges to simulate.
+            seed: Root of the streams.
+            plots: Folder for PNG files; None: no pictures.
+            options: What to change in the world.
+
+        Raises:
+            ConfigError: A world that cannot be, or numbers out of range.
+            RunFolderError: Pictures that cannot be written.
+        """
+        from fedlora_envs.portrait import Question, portrait
+
+        config = self.config(**(options or {}))
+        question = Question(clients if clients is not None else config.clients or 2000, per_round, payload_bytes, rounds, seed)
+        return portrait(self.name, config, question, plots)
 
 
 ideal = Preset("ideal")

@@ -39,11 +39,11 @@ class FixedLinks:
 
     def expected(self, measured: Floats, sharing: int) -> tuple[Floats, Floats, Floats]:
         """Return the rates as measured; there is no SNR."""
-        return measured[0], measured[1], np.full(self._clients, np.nan)
+        return measured[0], measured[1], np.full(measured.shape[1], np.nan)
 
-    def download(self, round_number: int, clients: Clients, sizes: NDArray[np.int64]) -> Delivery:
+    def download(self, round_number: int, asked: Clients, places: NDArray[np.intp], sizes: NDArray[np.int64]) -> Delivery:
         """Return the downlink: everybody at the rate."""
-        return Delivery(8.0 * sizes / self._rates_bps[0], np.zeros(len(clients)))
+        return Delivery(8.0 * sizes / self._rates_bps[0], np.zeros(len(places)))
 
     def upload(
         self, round_number: int, asked: Clients, places: NDArray[np.intp], sizes: NDArray[np.int64], starts_s: Floats
@@ -90,13 +90,12 @@ class TraceLinks:
 
     def expected(self, measured: Floats, sharing: int) -> tuple[Floats, Floats, Floats]:
         """Return the rates as measured; there is no SNR."""
-        return measured[0], measured[1], np.full(self._clients, np.nan)
+        return measured[0], measured[1], np.full(measured.shape[1], np.nan)
 
-    def download(self, round_number: int, clients: Clients, sizes: NDArray[np.int64]) -> Delivery:
+    def download(self, round_number: int, asked: Clients, places: NDArray[np.intp], sizes: NDArray[np.int64]) -> Delivery:
         """Return the downlink: every client over its own trace."""
-        return Delivery(
-            self._seconds(clients, np.asarray(8.0 * sizes, np.float64), np.zeros(len(clients))), np.zeros(len(clients))
-        )
+        at_once = np.zeros(len(places))
+        return Delivery(self._seconds(asked[places], np.asarray(8.0 * sizes, np.float64), at_once), np.zeros(len(places)))
 
     def upload(
         self, round_number: int, asked: Clients, places: NDArray[np.intp], sizes: NDArray[np.int64], starts_s: Floats
@@ -106,11 +105,12 @@ class TraceLinks:
         return _rated(bits / self._seconds(asked[places], bits / self._share, np.where(np.isfinite(starts_s), starts_s, 0.0)))
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return nothing: the round says where the traces stand."""
-        return {}
+        """Return where the traces stand."""
+        return {"now_s": np.array([self._now_s])}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Nothing to restore; the next step knows its round."""
+        """Go on from what `state` returned."""
+        self._now_s = float(state["now_s"][0])
 
     def _seconds(self, clients: Clients, bits: Floats, starts_s: Floats) -> Floats:
         start, load = np.zeros(self._clients), np.zeros(self._clients)

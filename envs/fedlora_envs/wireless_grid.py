@@ -22,6 +22,7 @@ from fedlora.federation.world import CLIENT_DROPPED, CLIENT_LATE
 from fedlora_envs.outcome import Fate, Outcome
 
 CHARGED = (MessageType.TRAIN, MessageType.EVALUATE)
+_UNSENT = "unsent-"
 Work = Callable[[Message], float]
 """Returns how many operations (or CPU cycles) a reply took its client."""
 
@@ -66,9 +67,7 @@ class WirelessGrid(Grid):
         ConfigError: A node beyond the number of clients that the world holds.
     """
 
-    def __init__(
-        self, inner: Grid, world: Charging, clients: Mapping[int, int] | None = None, work: Work | None = None
-    ) -> None:
+    def __init__(self, inner: Grid, world: Charging, clients: Mapping[int, int] | None = None, work: Work | None = None) -> None:
         self.inner, self.world = inner, world
         self._clients = dict(clients) if clients is not None else None
         self._work = work or world.work
@@ -120,7 +119,8 @@ class WirelessGrid(Grid):
         charged = {key for exchange in self._open for key in exchange.sent}
         found = [self._ready.pop(key) for key in wanted if key in self._ready]
         answered = {reply.metadata.reply_to_message_id for reply in found}
-        free = [key for key in wanted if key not in charged and key not in answered]
+        # What was never sent the wrapped grid does not know: Flower's own would answer with an error of its own.
+        free = [key for key in wanted if key not in charged | answered and not key.startswith(_UNSENT)]
         return found + (list(self.inner.pull_messages(free)) if free else [])
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
@@ -141,13 +141,15 @@ class WirelessGrid(Grid):
         free = [message for message in batch if message.metadata.message_type not in CHARGED]
         if not charged:
             return _Exchange({}, []), free
+        if self._open:
+            raise ConfigError("a round is under way over this WirelessGrid: pull all its replies before the next messages go out")
         clients = np.array([self._client(message.metadata.dst_node_id) for message in charged], np.int64)
         reached = self.world.begin(clients, np.array([payload_bytes(message) for message in charged], np.int64))
         sent = {str(place): message for place, message in enumerate(charged) if reached[place]}
         lost = [message for message, there in zip(charged, reached, strict=True) if not there]
         for message in lost:
             self._unsent += 1
-            message.metadata.__dict__["_message_id"] = f"unsent-{self._unsent}"
+            message.metadata.__dict__["_message_id"] = f"{_UNSENT}{self._unsent}"
         return _Exchange(sent, lost), free
 
     def _settle(self, exchange: _Exchange) -> list[Message]:

@@ -100,7 +100,7 @@ class RadioWorld:
         if self.config.csi.error_db and self.config.links in ("cell", "levels"):
             errors = stream(self.setup.seed, "csi", round_number).standard_normal(known.shape)
             known = known + self.config.csi.error_db * errors
-        down_bps, up_bps, snr_db = (values[clients] for values in self.links.expected(known, self.setup.per_round))
+        down_bps, up_bps, snr_db = self.links.expected(known[:, clients], self.setup.per_round)
         return LinkView(
             uplink_snr_db=snr_db,
             uplink_bps=up_bps,

@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from fedlora.cli import assets, doctor, export, methods, simulate
+from fedlora.cli import assets, doctor, export, methods, simulate, world
 from fedlora.errors import FedLoRAError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("simulate")(simulate.command)
+app.command("world")(world.command)
 app.command("methods")(methods.command)
 app.command("doctor")(doctor.command)
 app.command("export")(export.command)

@@ -16,6 +16,7 @@ from fedlora.errors import TrainingError
 from fedlora.federation.client import reply_spec
 from fedlora.federation.strategy import RoundStrategy, ServerState
 from fedlora.federation.workbench import Workbench, build
+from fedlora.federation.world import make_world
 from fedlora.runs.environment import environment
 from fedlora.runs.progress import size
 from fedlora.training.chunks import chunk_size, client_memory, example_length, train_in_chunks
@@ -94,7 +95,7 @@ def _uplink(bench: Workbench) -> tuple[int, float]:
     """Return (bytes that the clients of round 1 will send, exactly; their mean rank), as the strategy would choose them."""
     roster = {client: (client + 1, len(part)) for client, part in enumerate(bench.parts)}
     state = ServerState(0, GlobalState([]), np.zeros((len(bench.parts), len(bench.adapters)), np.int64))
-    strategy = RoundStrategy(bench, roster, state)
+    strategy = RoundStrategy(bench, roster, state, make_world(bench))
     ranks = strategy.ranks(1, strategy.draw(1))
     return sum(encoded_size(reply_spec(bench, own.tolist()), bench.config.wire.dtype) for own in ranks), float(ranks.mean())
 

@@ -59,6 +59,14 @@ def test_simulate_prints_one_json_document(ground: Ground, tmp_path: Path) -> No
     assert (found["summary"]["rounds"], found["summary"]["replies"], found["summary"]["replies_failed"]) == (2, 8, 0)
 
 
+def test_simulate_over_a_radio(ground: Ground, tmp_path: Path) -> None:
+    found = _json(["simulate", *ground.overrides("world.name=umi-indoor"), "--out", "run"], tmp_path)
+    assert [row["void"] for row in found["rounds"]] == [None] * 3
+    assert 0 == found["rounds"][0]["virtual_time_s"] < found["rounds"][1]["virtual_time_s"] < found["rounds"][2]["virtual_time_s"]
+    done = fedlora_command(["simulate", *ground.overrides("world.name=umi-indoor"), "--out", "lines"], tmp_path)
+    assert done.code == 0 and done.err == ""
+
+
 def test_numbers_that_are_not_finite_are_null_in_json_and_named_in_the_table(ground: Ground, tmp_path: Path) -> None:
     lost = ground.overrides("training.lr=1e37", "training.clip=0", "training.steps=1", "training.optimizer=sgd")
     assert _json(["simulate", *lost, "--out", "run"], tmp_path)["summary"]["loss_after"] is None
@@ -180,6 +188,8 @@ def test_methods_lists_what_is_registered(tmp_path: Path) -> None:
     assert {"lora", "ravan", "triplet"} <= names["adapters"]
     assert {"fedavg-factors", "ravan", "stack"} <= names["aggregators"]
     assert {"fixed", "full", "random", "tiers"} <= names["policies"]
+    assert names["worlds"] >= {"airllm", "airllm-markov", "ideal", "inh-office", "trace", "uma-macro", "umi-indoor", "yang2021"}
+    assert "aircomp" in names["aggregators"]
     assert {"minilm-l6", "smollm2-135m", "vit-s14"} <= names["models"] and {"trec-6", "austen", "r8"} <= names["data"]
     assert all(row["what"] and "\n" not in row["what"] for rows in found.values() for row in rows)
     text = _ok(["methods"], tmp_path).out
@@ -205,6 +215,10 @@ def test_doctor_describes_machine_and_run(ground: Ground, tmp_path: Path) -> Non
     assert _json(["doctor"], tmp_path).keys() == {"installation"}
     text = _ok(["doctor", *ground.overrides()], tmp_path).out
     assert "preflight" in text and "uplink bytes in round 1" in text
+    radio = _json(["doctor", *ground.overrides("policy.name=random", "world.name=umi-indoor")], tmp_path)
+    assert radio["preflight"]["uplink_bytes_in_round_1"] == found["preflight"]["uplink_bytes_in_round_1"]
+    unknown = fedlora_command(["doctor", *ground.overrides("world.name=umi-indor")], tmp_path)
+    assert unknown.code == 2 and "Did you mean 'umi-indoor'?" in unknown.error
     refused = fedlora_command(["doctor", *ground.overrides("adapter.rank=33")], tmp_path)
     assert refused.code == 2 and "choose 1 to 32" in refused.error
 

@@ -1,0 +1,5 @@
+"""Runs of these tests start from one tiny model and data set."""
+
+from tiny_run import ground
+
+__all__ = ["ground"]
