@@ -210,11 +210,13 @@ class BandLinks:
         first_s = 0.0
         if self.config.downlink.sharing == "broadcast":
             listens, _ = quantile_broadcast(efficiency[heard], self.config.downlink.quantile)
-            group = heard[listens]
-            worst = ergodic_worst(self._down, snr[group], fading.k_factor[group])[0] if fading else efficiency[group].min()
-            alone_s = unicast_s(bits[listens], efficiency[group] * band_hz).max()
-            # Among very many fading listeners somebody is in a deep fade at any time: then each alone is faster.
-            listens &= bits[listens].max() <= alone_s * worst * band_hz
+            if fading:
+                # Among very many fading listeners somebody is in a deep fade at any time: then each alone is faster. One is
+                # not; the worst of several is known to some 1/16 dB only.
+                group = heard[listens]
+                worst, _ = ergodic_worst(self._down, snr[group], fading.k_factor[group])
+                alone_s = unicast_s(bits[listens], efficiency[group] * band_hz).max()
+                listens &= bits[listens].max() <= 1.02 * alone_s * worst * band_hz
         if listens.any():
             if fading:
                 fading.keep(heard[listens])

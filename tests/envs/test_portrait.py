@@ -232,8 +232,8 @@ _OUTDOORS = {"cell": {"indoor_fraction": 0.0, "interference_margin_db": 0.0}}
     [
         (presets.umi_indoor, _WIDE | _OUTDOORS, (23, 33, 43, 54, 64), (6, 16, 26, 37, 47), 1.3, 1.3),
         (presets.inh_office, _WIDE, (5, 15, 22, 33, 46), (8, 18, 25, 36, 49), 1.3, 1.3),
-        # The table's author drew a client's depth in its building once; TR 38.901 says the smaller of two draws, which lets
-        # through up to 4 dB more.
+        # The reference figures drew a client's depth in its building once and took line of sight at the full distance; TR 38.901
+        # says the smaller of two draws, and the outdoor distance: up to 4 dB more.
         (presets.umi_indoor, _WIDE, (0, 13, 25, 36, 52), (-17, -4, 8, 19, 36), 0.0, 4.5),
         (presets.uma_macro, _WIDE, (-8, 3, 12, 26, 45), (-30, -20, -10, 4, 23), 0.0, 4.5),
     ],
