@@ -286,10 +286,12 @@ class BandLinks:
         return Upload(rates_bps, medium, repeated, 10 * np.log10(snr_whole), np.full(len(places), np.nan))
 
     def _analogue(self, sizes: NDArray[np.int64], starts_s: Floats, snr_whole: Floats) -> Upload:
-        """Return the uplink of AirComp: all send at once, from when the slowest is ready, one number per half symbol."""
+        """Return the uplink of AirComp: all send at once, from when the slowest in time is ready, a number per half symbol."""
         numbers = float(sizes.max()) / self._number_bytes
         airtime = airtime_s(numbers, float(self._useful_hz(self.config.uplink, self._occupied_hz(self.config.uplink))))
-        ready_s = starts_s[np.isfinite(starts_s)].max(initial=0.0)
+        # Nobody waits for those who cannot make the deadline.
+        last_s = np.inf if self.config.deadline_s is None else self.config.deadline_s - airtime
+        ready_s = starts_s[np.isfinite(starts_s) & (starts_s <= last_s)].max(initial=0.0)
         lasts = np.maximum(ready_s - starts_s, 0.0) + airtime
         count = len(sizes)
         return Upload(8.0 * sizes / lasts, None, np.zeros(count), 10 * np.log10(snr_whole), np.full(count, airtime))

@@ -281,9 +281,11 @@ def _why(plan: RoundPlan, starts: Floats, status: NDArray[np.int8]) -> str:
         return "no client takes part in the round"
     fastest = float(starts.min())
     if plan.deadline_s < fastest < math.inf:
+        compute_s = float(plan.compute_s[starts.argmin()])
+        computing = f", {compute_s:g} s of it computing" if compute_s else ""
         return (
             f"the deadline of {plan.deadline_s:g} s is too short for any client: the fastest needs {fastest:g} s "
-            f"until it can start to send, {float(plan.compute_s.min()):g} s or more of it for computing. Raise the deadline"
+            f"until it can start to send{computing}. Raise the deadline"
         )
     words = {
         Status.LATE: f"late (deadline {plan.deadline_s:g} s)",

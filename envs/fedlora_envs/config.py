@@ -106,7 +106,7 @@ class CsiConfig(ConfigSection):
     """What the server knows of the channel when it decides."""
 
     delay_rounds: int = Field(1, ge=0, description="age of what it knows")
-    error_db: float = Field(0.0, ge=0, description="standard deviation of the estimate")
+    error_db: float = Field(0.0, ge=0, description="standard deviation of the estimate, of an SNR or a rate")
 
 
 class DevicesConfig(ConfigSection):

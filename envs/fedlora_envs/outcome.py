@@ -49,6 +49,7 @@ class Outcome:
         uplink_bytes: Bytes of the reply that were sent, whether they were of use or not.
         rate_bps: Mean goodput of the upload; NaN where nothing was sent, or it took no time.
         snr_db: Mean SNR of the uplink over the band it had; NaN where the world has no SNR.
+        away: Who was not even sent the message: offline, battery empty, device too small.
         duration_s: How long the round took on the virtual clock.
         void: Why no client delivered; empty where one did.
     """
@@ -65,6 +66,7 @@ class Outcome:
     uplink_bytes: NDArray[np.int64]
     rate_bps: Floats
     snr_db: Floats
+    away: NDArray[np.bool_]
     duration_s: float = 0.0
     void: str = ""
 
@@ -75,7 +77,8 @@ class Outcome:
         fate, sent = np.full(count, Fate.NO_REPLY, np.int8), np.zeros(count, np.int64)
         down, compute, up, repeated, energy = np.zeros((5, count))
         rate, snr = np.full((2, count), np.nan)
-        return cls(round_number, clients, fate, ["no reply"] * count, down, compute, up, repeated, energy, sent, rate, snr)
+        reasons, away = ["no reply"] * count, np.zeros(count, bool)
+        return cls(round_number, clients, fate, reasons, down, compute, up, repeated, energy, sent, rate, snr, away)
 
     def fate_of(self, client: int) -> Fate:
         """Return what became of one client."""
@@ -97,6 +100,8 @@ class Outcome:
         for place, client in enumerate(self.clients.tolist()):
             row: dict[str, Any] = {name: round(float(getattr(self, name)[place]), 9) for name in PARTS}
             row |= {name: _number(getattr(self, name)[place]) for name in ("rate_bps", "snr_db")}
+            if self.away[place]:
+                row["downlink_bytes"] = 0
             if self.fate[place] not in (Fate.DONE, Fate.NO_REPLY):
                 row["uplink_bytes"] = int(self.uplink_bytes[place])
             rows[client] = row

@@ -91,7 +91,7 @@ class WirelessGrid(Grid):
         return self.inner.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return all nodes of the wrapped grid, reachable or not: a server learns that a client is away by its silence."""
+        """Return all nodes of the wrapped grid: who is away shows only when it is asked."""
         return self.inner.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:

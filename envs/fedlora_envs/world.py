@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
@@ -97,9 +97,10 @@ class RadioWorld:
         """Return what the server knows of these clients before the round: measurements of earlier rounds, with an error."""
         self._prepare(round_number)
         known = self._history[0]
-        if self.config.csi.error_db and self.config.links in ("cell", "levels"):
-            errors = stream(self.setup.seed, "csi", round_number).standard_normal(known.shape)
-            known = known + self.config.csi.error_db * errors
+        if self.config.csi.error_db:
+            errors_db = self.config.csi.error_db * stream(self.setup.seed, "csi", round_number).standard_normal(known.shape)
+            in_db = self.config.links in ("cell", "levels")
+            known = known + errors_db if in_db else known * 10 ** (errors_db / 10)
         down_bps, up_bps, snr_db = self.links.expected(known[:, clients], self.setup.per_round)
         return LinkView(
             uplink_snr_db=snr_db,
@@ -146,6 +147,7 @@ class RadioWorld:
         self.outcome.fate[away] = Fate.OFFLINE
         self.outcome.fate[self.battery.empty[clients]] = Fate.BATTERY
         self.outcome.fate[~self.workers.fits()[clients]] = Fate.MEMORY
+        self.outcome.away[:] = self.outcome.fate != Fate.NO_REPLY
         self._exchange = Exchange(self.outcome, self.links, self.workers, sizes, self.deadline_s, self.config.clock)
         return self._exchange.reached
 
@@ -178,7 +180,8 @@ class RadioWorld:
     def work(self, reply: Message) -> float:
         """Return what a reply took its client: operations, or examples where the world counts cycles.
 
-        From the metrics `tokens` (times the run's operations per token) or `num-examples` (times `devices.flops_per_example`).
+        From the metrics `tokens` (times the run's operations per token) or `num-examples` (times `devices.flops_per_example`);
+        half of it for an evaluation.
 
         Raises:
             ConfigError: The reply says neither, or nobody said what an example costs.
@@ -186,12 +189,14 @@ class RadioWorld:
         metrics = {key: value for record in reply.content.metric_records.values() for key, value in record.items()}
         examples, tokens = (cast("float | None", metrics.get(key)) for key in ("num-examples", "tokens"))
         devices = self.config.devices
+        # Of the four operations per number that training takes, the forward pass takes two.
+        share = 0.5 if reply.metadata.message_type == MessageType.EVALUATE else 1.0
         if devices.cycles_per_example is not None and examples is not None:
-            return float(examples)
+            return share * float(examples)
         if tokens is not None and self.workers.flops_per_unit:
-            return float(tokens) * self.workers.flops_per_unit
+            return share * float(tokens) * self.workers.flops_per_unit
         if examples is not None and devices.flops_per_example is not None:
-            return float(examples) * devices.flops_per_example
+            return share * float(examples) * devices.flops_per_example
         raise ConfigError(
             f"what training cost node {reply.metadata.src_node_id} is unknown: set world.options.devices.flops_per_example and "
             "let replies report the metric 'num-examples', or give WirelessGrid a function `work`"

@@ -141,7 +141,7 @@ def test_flowers_own_fedavg_over_the_radio() -> None:
         Message(RecordDict({"metrics": MetricRecord({"num-examples": 1, "loss": 0.5})}), dst_node_id=1, message_type="train")
     )
     reply_s = 0.5 * metrics_s / payload_bytes(ask(PlainGrid())[0])
-    assert world.now_s == pytest.approx(2 * (0.5 + 0.4 + 0.5) + 2 * (0.5 + 0.4 + reply_s), rel=1e-6)
+    assert world.now_s == pytest.approx(2 * (0.5 + 0.4 + 0.5) + 2 * (0.5 + 0.2 + reply_s), rel=1e-6)
 
 
 def test_fedavg_goes_on_without_those_who_were_late() -> None:

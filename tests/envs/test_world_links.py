@@ -272,3 +272,15 @@ def test_two_worlds_of_one_seed_play_alike() -> None:
     for sharing in SHARING:
         ours, theirs = near(sharing=sharing), near(sharing=sharing)
         assert all(same(round_of(ours), round_of(theirs)) for _ in range(2))
+
+
+@pytest.mark.parametrize("sharing", SCHEDULED)
+def test_a_scheduler_sees_a_gain_per_slot(sharing: str) -> None:
+    """Gains are drawn for the slots' own length, whatever the step of other transfers."""
+    # Unicast goes at the mean rate, so that uploads begin at the same moment whatever the step.
+    pure: dict[str, Any] = {"cell": {"speed_kmh": 30.0}, "rate": {"model": "shannon"}, "downlink": {"sharing": "unicast"}}
+    short, long = (near(sharing=sharing, fading={"step_s": step_s}, uplink={"slot_s": 0.002}, **pure) for step_s in (1e-4, 3e-3))
+    ours, theirs = (round_of(world, up=100_000, work=0.0) for world in (short, long))
+    np.testing.assert_array_equal(ours.uplink_s, theirs.uplink_s)
+    other = round_of(near(sharing=sharing, uplink={"slot_s": 0.003}, **pure), up=100_000, work=0.0)
+    assert not np.allclose(other.uplink_s, ours.uplink_s, rtol=1e-3)
