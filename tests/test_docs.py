@@ -38,7 +38,7 @@ def test_links_between_pages_lead_somewhere() -> None:
 def test_overrides_shown_in_the_readme_are_valid() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = [line.replace("key=value", "") for line in re.findall(r"fedlora (?:simulate|doctor)([^\n]*)", text)]
-    overrides = re.findall(r"\b((?:[a-z_]+\.)?[a-z_]+=[^\s`]+)", "\n".join(commands))
+    overrides = re.findall(r"\b((?:[a-z_]+\.)*[a-z_]+=[^\s`]+)", "\n".join(commands))
     assert overrides
     for override in overrides:
         load_config(None, [override.strip("'\"")])
