@@ -107,7 +107,9 @@ def check_combination(config: RunConfig) -> None:
     ADAPTERS.entry(config.adapter.method)
     POLICIES.entry(config.policy.name)
     if config.world.name is not None:
-        WORLDS.entry(config.world.name)
+        factory = WORLDS.get(config.world.name)
+        if check := getattr(factory, "config", None):  # a world may say at once that its options cannot be
+            check(**config.world.options)
     if config.engine == "ray" and find_spec("ray") is None:
         raise ConfigError("engine = 'ray' needs Ray: pip install 'fedlora[ray]', or use engine = 'batched'")
     if config.aggregator.method != "auto":
