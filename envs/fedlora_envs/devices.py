@@ -19,11 +19,6 @@ from fedlora_envs.constants import constants
 Floats = NDArray[np.float64]
 JitterKind = Literal["none", "lognormal", "exponential"]
 
-FROZEN_BYTES = 2.0
-"""Bytes of a frozen number (16 bits); 1.0 or 0.5 where the backbone is held in 8 or 4 bits."""
-TRAINED_BYTES = 16.0
-"""Bytes of a trained number: FP32 master copy, gradient and Adam's two moments."""
-
 
 @dataclass(frozen=True)
 class Tier:
@@ -172,40 +167,6 @@ def jitter_factors(kind: JitterKind, scale: float, uniforms: Floats) -> Floats:
     if kind == "exponential":
         return np.asarray(1.0 - scale * np.log1p(-uniforms), dtype=np.float64)
     raise UnknownNameError("jitter", kind, ["none", "lognormal", "exponential"])
-
-
-def step_flops(numbers_frozen: ArrayLike, numbers_trained: ArrayLike, tokens: ArrayLike, recompute: bool = False) -> Floats:
-    """Return the operations of training a frozen backbone's adapters on `tokens`; the arguments broadcast.
-
-    4 N per token for the backbone (2 N forward, 2 N for the gradients of its activations; no weight gradients) and 6 per
-    trained number.
-
-    Args:
-        numbers_frozen: Backbone numbers N that take part in products.
-        numbers_trained: Adapter and head numbers.
-        tokens: Tokens (or patches) of all examples of all steps.
-        recompute: Activations are recomputed in the backward pass (gradient checkpointing): 2 N more.
-    """
-    frozen, trained = np.asarray(numbers_frozen, dtype=np.float64), np.asarray(numbers_trained, dtype=np.float64)
-    operations: Floats = ((6.0 if recompute else 4.0) * frozen + 6.0 * trained) * np.asarray(tokens, dtype=np.float64)
-    return operations
-
-
-def memory_needed(
-    numbers_frozen: ArrayLike, numbers_trained: ArrayLike, activation_bytes: ArrayLike = 0.0, frozen_bytes: float = FROZEN_BYTES
-) -> Floats:
-    """Return the bytes that local training takes; the arguments broadcast.
-
-    Args:
-        numbers_frozen: Backbone numbers.
-        numbers_trained: Adapter and head numbers, held in FP32 with Adam's state.
-        activation_bytes: What the activations of one batch take.
-        frozen_bytes: Bytes of a backbone number.
-    """
-    weights = frozen_bytes * np.asarray(numbers_frozen, dtype=np.float64)
-    state = TRAINED_BYTES * np.asarray(numbers_trained, dtype=np.float64)
-    needed: Floats = weights + state + np.asarray(activation_bytes, dtype=np.float64)
-    return needed
 
 
 def cycles_compute_s(cycles_per_sample: ArrayLike, samples: ArrayLike, frequency_hz: ArrayLike, epochs: ArrayLike = 1) -> Floats:

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_envs.clock import RoundPlan, RoundTimes, Status, closed_form, event_round
-from fedlora_envs.energy import Battery
+from fedlora_envs.energy import Battery, Energy, board_compute_j, round_energy
 from fedlora_envs.links import Links, Upload
 from fedlora_envs.medium import FixedRates, Medium
 from fedlora_envs.outcome import Fate, Outcome
-from fedlora_envs.workers import Powers, Workers
+from fedlora_envs.workers import Workers
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.intp]
@@ -74,18 +74,18 @@ class Exchange:
         """Time the clients at places `part`; where batteries give out on the way, once more without what comes after."""
         clients, there = self.outcome.clients[part], replies.there[part]
         compute_s = np.where(there, self.workers.compute_s(self.outcome.round_number, clients, replies.work[part]), 0.0)
-        powers = self.workers.powers(clients, replies.work[part], compute_s)
+        compute_w = self.workers.compute_w(clients, replies.work[part], compute_s)
         leave_s, bits = self.leave_s[part], np.where(there, 8.0 * np.maximum(replies.sizes[part], 1), 1.0)
         plan = RoundPlan(self.download_s[part], compute_s, bits, leave_s, self.deadline_s)
         upload = self._upload(part, plan, there)
         times = self._times(upload, plan)
-        empty_s = _runs_empty(left_j, *self._joules(times, upload, powers), times)
+        empty_s = _runs_empty(left_j, self._energy(times, upload, compute_w), times)
         if (empty_s < leave_s).any():
             plan = RoundPlan(self.download_s[part], compute_s, bits, np.minimum(leave_s, empty_s), self.deadline_s)
             upload = self._upload(part, plan, there)
             times = self._times(upload, plan)
         self._write(part, times, upload, there)
-        self.outcome.energy_j[part] = np.minimum(sum(self._joules(times, upload, powers)), left_j)
+        self.outcome.energy_j[part] = np.minimum(self._energy(times, upload, compute_w).total_j, left_j)
         died = np.isin(times.status, _DROPPED) & (empty_s < leave_s)
         self.outcome.fate[part[died]] = Fate.BATTERY
         self.outcome.energy_j[part[died]] = left_j[died]  # to the last joule: rounding leaves no battery almost empty
@@ -111,12 +111,12 @@ class Exchange:
             return event_round(FixedRates(upload.rates_bps), plan)
         return closed_form(upload.rates_bps, plan)
 
-    def _joules(self, times: RoundTimes, upload: Upload, powers: Powers) -> tuple[Floats, Floats, Floats]:
+    def _energy(self, times: RoundTimes, upload: Upload, compute_w: Floats) -> Energy:
         """Return the energy of each phase; the amplifier is on for its direction's share of the upload, or of AirComp's part."""
         sending_s = np.where(np.isfinite(upload.airtime_s), np.minimum(times.uplink_s, upload.airtime_s), times.uplink_s)
         on_s = sending_s * self.workers.config.uplink.tdd_share
-        sending_j = powers.circuit_w * times.uplink_s + powers.amplifier_w * on_s
-        return powers.receive_w * times.downlink_s, powers.compute_w * times.compute_s, sending_j
+        compute_j = board_compute_j(compute_w, times.compute_s)
+        return round_energy(self.workers.radio, times.downlink_s, compute_j, times.uplink_s, on_s)
 
     def _write(self, part: Places, times: RoundTimes, upload: Upload, there: NDArray[np.bool_]) -> None:
         outcome = self.outcome
@@ -168,10 +168,10 @@ class _Among:
         return reached, whole
 
 
-def _runs_empty(left_j: Floats, downlink_j: Floats, compute_j: Floats, uplink_j: Floats, times: RoundTimes) -> Floats:
+def _runs_empty(left_j: Floats, energy: Energy, times: RoundTimes) -> Floats:
     """Return when each battery is empty, [K], inf where it lasts; power is even within a phase."""
     spans = np.stack([times.downlink_s, times.compute_s, times.uplink_s])
-    joules = np.stack([downlink_j, compute_j, uplink_j])
+    joules = np.stack([energy.downlink_j, energy.compute_j, energy.uplink_j])
     used = np.cumsum(joules, axis=0)
     before_j, before_s = used - joules, np.cumsum(spans, axis=0) - spans
     share = np.divide(left_j - before_j, joules, out=np.ones_like(joules), where=joules > 0)

@@ -254,7 +254,7 @@ def _devices(world: RadioWorld) -> list[dict[str, Any]]:
     load = np.full(world.clients, work)
     if workers.fleet is None:
         compute_s = workers.compute_s(1, everybody, load)
-        power_w = workers.powers(everybody, load, compute_s).compute_w
+        power_w = workers.compute_w(everybody, load, compute_s)
         figures = {"compute_s": plain(float(np.median(compute_s))), "power_w": plain(float(np.median(power_w)))}
         return [{"device": "cpu", "clients": world.clients, "memory_gb": None, **figures}]
     fleet = workers.fleet

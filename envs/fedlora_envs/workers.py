@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,20 +11,10 @@ from fedlora.streams import stream
 from fedlora_envs.availability import drop_times
 from fedlora_envs.config import WorldConfig
 from fedlora_envs.devices import Fleet, cycles_compute_s, jitter_factors
-from fedlora_envs.energy import Radio, board_compute_j, cycles_compute_j
+from fedlora_envs.energy import Radio, cycles_compute_j
 
 Floats = NDArray[np.float64]
 Clients = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Powers:
-    """Watts drawn in each phase, one number or [K]: receiving, computing, sending (amplifier on), sending (circuits)."""
-
-    receive_w: float
-    compute_w: Floats
-    amplifier_w: float
-    circuit_w: float
 
 
 class Workers:
@@ -60,6 +48,8 @@ class Workers:
                     f"no device of world.options.devices.mix holds the run's model: it needs {setup.memory_bytes / 1e9:.2g} GB, "
                     f"the largest has {most:.2g} GB. Choose larger devices, a smaller model or batch, or check_memory = false"
                 )
+        energy, radiated_w = config.energy, 10 ** (config.uplink.power_dbm / 10 - 3)
+        self.radio = Radio(radiated_w, energy.pa_efficiency, energy.circuit_tx_w, energy.circuit_rx_w)
         measured = devices.flops == "measured" and setup.measure_flops is not None and self.fleet is not None
         self.flops_per_unit = setup.measure_flops() if measured and setup.measure_flops else setup.flops_per_unit
 
@@ -101,20 +91,27 @@ class Workers:
         assert self._cycles is not None
         return cycles_compute_s(self._cycles[clients], work, devices.frequency_hz) * jitter
 
+    def expected_s(self, clients: Clients) -> Floats | None:
+        """Return how long these clients' training takes without jitter, [K]; None where nobody said how much there is."""
+        told = self.setup.units if self._cycles is None else self.setup.examples
+        if not told or (self.fleet is not None and not self.flops_per_unit):
+            return None
+        work = np.array([told[client] for client in clients.tolist()], np.float64)
+        if self.fleet is not None:
+            return self.fleet.compute_s(work * self.flops_per_unit, clients)
+        assert self._cycles is not None
+        return cycles_compute_s(self._cycles[clients], work, self.config.devices.frequency_hz)
+
     def leave_s(self, round_number: int) -> Floats:
         """Return after how long each client drops out of a round, [N]; inf: not at all."""
         uniforms = stream(self.setup.seed, "dropout", round_number).random(self.clients)
         return drop_times(self.config.availability.dropouts_per_s, uniforms)
 
-    def powers(self, clients: Clients, work: Floats, compute_s: Floats) -> Powers:
-        """Return what these clients draw in each phase, [K]."""
-        devices, energy = self.config.devices, self.config.energy
-        radiated_w = 10 ** (self.config.uplink.power_dbm / 10 - 3)
-        radio = Radio(radiated_w, energy.pa_efficiency, energy.circuit_tx_w, energy.circuit_rx_w)
+    def compute_w(self, clients: Clients, work: Floats, compute_s: Floats) -> Floats:
+        """Return what these clients draw while they compute, [K]: the board's power, or kappa f^2 a cycle."""
         if self.fleet is not None:
-            compute_w = board_compute_j(self.fleet.power_w[clients], np.ones(len(clients)))
-        else:
-            assert self._cycles is not None
-            joules = cycles_compute_j(devices.kappa, self._cycles[clients], work, devices.frequency_hz)
-            compute_w = np.divide(joules, compute_s, out=np.zeros(len(clients)), where=compute_s > 0)
-        return Powers(radio.circuit_rx_w, compute_w, radiated_w / radio.pa_efficiency, radio.circuit_tx_w)
+            return np.asarray(self.fleet.power_w[clients], np.float64)
+        assert self._cycles is not None
+        devices = self.config.devices
+        joules = cycles_compute_j(devices.kappa, self._cycles[clients], work, devices.frequency_hz)
+        return np.divide(joules, compute_s, out=np.zeros(len(clients)), where=compute_s > 0)

@@ -21,6 +21,7 @@ from fedlora_envs.energy import Battery
 from fedlora_envs.exchange import Exchange, Replies
 from fedlora_envs.links import Links
 from fedlora_envs.outcome import Fate, Outcome
+from fedlora_envs.radio.csi import DelayedCsi, estimated_snr_db
 from fedlora_envs.rate_links import FixedLinks, TraceLinks
 from fedlora_envs.wireless_grid import WirelessGrid
 from fedlora_envs.workers import Workers
@@ -65,7 +66,8 @@ class RadioWorld:
         capacity_j = np.inf if config.energy.battery_j is None else config.energy.battery_j
         self.battery = Battery(np.full(self.clients, capacity_j), recharge_w=config.energy.recharge_w)
         self._presence = self._make_presence()
-        self._history = [self.links.measured()]
+        self._csi = DelayedCsi(config.csi.delay_rounds)
+        self._csi.push(self.links.measured())
         self.outcome = Outcome.of(0, np.zeros(0, np.int64))
         self._exchange: Exchange | None = None
 
@@ -96,21 +98,25 @@ class RadioWorld:
     def observe(self, round_number: int, clients: Clients) -> LinkView:
         """Return what the server knows of these clients before the round: measurements of earlier rounds, with an error."""
         self._prepare(round_number)
-        known = self._history[0]
-        if self.config.csi.error_db:
-            errors_db = self.config.csi.error_db * stream(self.setup.seed, "csi", round_number).standard_normal(known.shape)
-            in_db = self.config.links in ("cell", "levels")
-            known = known + errors_db if in_db else known * 10 ** (errors_db / 10)
+        known = self._csi.read()
+        error_db = self.config.csi.error_db
+        if error_db:
+            normals = stream(self.setup.seed, "csi", round_number).standard_normal(known.shape)
+            if self.config.links in ("cell", "levels"):
+                known = estimated_snr_db(known, error_db, normals)
+            else:
+                known = known * 10 ** (error_db * normals / 10)  # rates, not SNRs
         down_bps, up_bps, snr_db = self.links.expected(known[:, clients], self.setup.per_round)
         return LinkView(
             uplink_snr_db=snr_db,
             uplink_bps=up_bps,
             downlink_bps=down_bps,
-            age_rounds=np.full(len(clients), len(self._history) - 1, np.int64),
+            age_rounds=np.full(len(clients), self._csi.age, np.int64),
             outage=(up_bps <= 0) | (down_bps <= 0),
             compute_bps=self.workers.speed()[clients],
             energy_left_j=self.battery.left_j[clients],
             deadline_s=self.deadline_s,
+            compute_s=self.workers.expected_s(clients),
         )
 
     def client_rows(self) -> dict[int, dict[str, Any]]:
@@ -223,7 +229,7 @@ class RadioWorld:
             raise ConfigError(f"the world stands at round {self._prepared}; round {round_number} is not the next one")
         self._prepared = round_number
         self.links.step(round_number)
-        self._history = [*self._history, self.links.measured()][-self.config.csi.delay_rounds - 1 :]
+        self._csi.push(self.links.measured())
         if self._presence is not None:
             uniforms = stream(self.setup.seed, "availability", round_number).random(self.clients)
             self._presence.step(self.config.cell.step_s, uniforms)
@@ -234,7 +240,7 @@ class RadioWorld:
             "now_s": np.array([self.now_s]),
             "round": np.array([self.round, self._prepared]),
             "battery": self.battery.left_j,
-            "history": np.stack(self._history),
+            "csi": self._csi.state(),
         }
         present = {} if self._presence is None else {"present": self._presence.on}
         return numbers | present | {f"links/{name}": array for name, array in self.links.state().items()}
@@ -244,7 +250,7 @@ class RadioWorld:
         self.now_s = float(state["now_s"][0])
         self.round, self._prepared = (int(number) for number in state["round"])
         self.battery.left_j = state["battery"].copy()
-        self._history = list(state["history"])
+        self._csi.restore(state["csi"])
         if self._presence is not None:
             self._presence.on = state["present"].astype(bool)
         links = {name.removeprefix("links/"): array for name, array in state.items() if name.startswith("links/")}

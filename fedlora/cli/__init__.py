@@ -9,10 +9,12 @@ import traceback
 import typer
 
 from fedlora.cli import assets, doctor, export, methods, simulate, world
+from fedlora.cli.plugins import PluginGroup
 from fedlora.errors import FedLoRAError
 
 app = typer.Typer(
     name="fedlora",
+    cls=PluginGroup,
     help="Federated LoRA fine-tuning, simulated over a radio link.",
     no_args_is_help=True,
     add_completion=True,

@@ -7,6 +7,7 @@ round, which are then trained as one stacked batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -17,8 +18,11 @@ from flwr.clientapp import ClientApp
 from fedlora.adapters import Selection, Tensors
 from fedlora.aggregation import GlobalState
 from fedlora.config import RunConfig
+from fedlora.data.encode import Encoded
+from fedlora.data.features import read_corpus, text_features
 from fedlora.errors import FedLoRAError
 from fedlora.federation.workbench import Workbench, cached_workbench
+from fedlora.streams import stream
 from fedlora.training.chunks import train_in_chunks
 from fedlora.training.evaluation import evaluate
 from fedlora.training.local import Job, Outcome, Start
@@ -26,6 +30,11 @@ from fedlora.wire import TensorSpec, decode, encode, from_record, to_record
 
 CLIENT_FAILED = 100
 """Error code of a reply that says why a client has no update to give."""
+
+TEXT_METRICS = ("text-entropy", "text-surprisal", "text-split")
+"""What a client says of its texts when it introduces itself; the metrics' names are part of the protocol."""
+
+_TEXTS = 256
 
 
 def make_client_app(config: RunConfig) -> ClientApp:
@@ -45,10 +54,29 @@ def make_client_app(config: RunConfig) -> ClientApp:
 
 
 def introduce(bench: Workbench, message: Message, context: Context) -> Message:
-    """Answer the server's question who stands behind a node: its client number and how many examples it holds."""
+    """Answer the server's question who stands behind a node: client number, examples it holds, and what its texts are like."""
     client = client_of(context)
-    metrics = MetricRecord({"client": client, "num-examples": len(bench.parts[client]), "held-examples": len(bench.held[client])})
+    counts = {"client": client, "num-examples": len(bench.parts[client]), "held-examples": len(bench.held[client])}
+    metrics = MetricRecord({**counts, **_text_metrics(bench, client)})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+def _text_metrics(bench: Workbench, client: int) -> dict[str, float]:
+    """Return what a client's training texts are like (see `fedlora.data.features`); nothing for images.
+
+    At most `_TEXTS` of them are looked at: the three numbers are shares and means, and the roll is called at every start.
+    """
+    encoded, texts, tokenizer = bench.train.encoded, bench.train.examples.texts, bench.train.loaded.tokenizer
+    part = bench.parts[client]
+    if encoded is None or texts is None or tokenizer is None or not len(part):
+        return {}
+    rows = np.sort(stream(bench.config.seed, "text features", client).permutation(part)[:_TEXTS])
+    sequences = encoded.rows(rows)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(encoded.lengths[rows])])
+    own = read_corpus(Encoded(np.concatenate(sequences), offsets), [texts[row] for row in rows.tolist()], tokenizer)
+    corpus = replace(own, surprisal=bench.surprisal)
+    values = text_features(corpus, [np.arange(len(rows))])[0]
+    return dict(zip(TEXT_METRICS, values.tolist(), strict=True))
 
 
 def answer(bench: Workbench, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:

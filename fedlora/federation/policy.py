@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedlora.adapters import Adapter
+from fedlora.ranks import Costs
 from fedlora.registry import Registry, construct
 
 Ranks = NDArray[np.int64]
@@ -29,6 +30,7 @@ class Links:
         compute_bps: Speed of the device, floating-point operations per second.
         energy_left_j: Energy left in the battery; infinite on mains.
         deadline_s: Deadline of the round, the same for all; infinite where there is none.
+        compute_s: How long the round's local training is expected to take; None where the world was not told the work.
     """
 
     uplink_snr_db: Floats
@@ -39,6 +41,7 @@ class Links:
     compute_bps: Floats
     energy_left_j: Floats
     deadline_s: float
+    compute_s: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ class Observation:
         units: Step between legal ranks per site, `[sites]`.
         previous: Ranks each had when it last took part (0: never), `[clients, sites]`.
         links: What is known of the clients' radio links; None where no world is simulated.
+        costs: Bytes of what a client sends, by rank.
+        budget_bytes: Bytes that fit before the deadline at the estimated rate, `[clients]`; inf where nothing limits them.
+        gains: What each level of each site is worth on top of the one before, as far as the server can tell,
+            `[clients, sites, levels]`, >= 0.
+        text: Token entropy, unigram surprisal and share of split words of each client's data, `[clients, 3]`, all in 0..1.
     """
 
     round: int
@@ -64,16 +72,21 @@ class Observation:
     units: Ranks
     previous: Ranks
     links: Links | None = None
+    costs: Costs | None = None
+    budget_bytes: Floats | None = None
+    gains: Floats | None = None
+    text: Floats | None = None
 
 
 @dataclass(frozen=True)
 class PolicySetup:
-    """What a policy knows for the whole run: seed, number of clients, caps and units per site."""
+    """What a policy knows for the whole run: seed, number of clients, caps and units per site, bytes by rank."""
 
     seed: int
     clients: int
     caps: Ranks
     units: Ranks
+    costs: Costs | None = None
 
 
 class Policy(Protocol):
@@ -81,6 +94,28 @@ class Policy(Protocol):
 
     def choose(self, observation: Observation) -> Ranks:
         """Return the rank of every drawn client at every site, `[clients, sites]`; the strategy rounds it to legal ranks."""
+        ...
+
+
+@runtime_checkable
+class StatefulPolicy(Protocol):
+    """What a policy adds that remembers anything from round to round: a checkpoint holds it, a resumed run goes on from it."""
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return all that it remembers; booleans, whole and real numbers."""
+        ...
+
+    def restore(self, state: dict[str, NDArray[Any]]) -> None:
+        """Go on from what `state` returned; never called with an empty dictionary."""
+        ...
+
+
+@runtime_checkable
+class LearningPolicy(Protocol):
+    """What a policy adds that wants to know how its choice went."""
+
+    def feedback(self, observation: Observation, ranks: Ranks, done: NDArray[np.bool_]) -> None:
+        """Hear, at the end of a round, the legal ranks asked for `[clients, sites]` and whose updates counted `[clients]`."""
         ...
 
 

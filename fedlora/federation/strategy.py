@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 from fedlora.adapters import Tensors
 from fedlora.aggregation import GlobalState, Update
 from fedlora.errors import ConfigError, FedLoRAError, PayloadError
-from fedlora.federation.client import reply_spec
-from fedlora.federation.policy import Observation, Policy, PolicySetup, Ranks, legal, make_policy
+from fedlora.federation.budgets import budget_bytes
+from fedlora.federation.client import TEXT_METRICS, reply_spec
+from fedlora.federation.costs import costs_of
+from fedlora.federation.gains import level_gains
+from fedlora.federation.policy import Floats, LearningPolicy, Links, Observation, Policy, PolicySetup, Ranks, legal, make_policy
 from fedlora.federation.workbench import Workbench
 from fedlora.federation.world import CLIENT_DROPPED, CLIENT_LATE, World
 from fedlora.streams import stream
-from fedlora.wire import decode, encode, from_record, record_size, to_record
+from fedlora.wire import decode, encode, encoded_size, from_record, record_size, to_record
 
 # What a client says of its own training; it goes into the logs and steers nothing.
 _REPORTED = ("train-loss", "steps", "tokens", "seconds", "held-accuracy", "held-loss", "held-examples")
@@ -56,6 +59,18 @@ class RoundRecord:
         return [row for row in self.clients if row["status"] == "ok"]
 
 
+class Roster(dict[int, tuple[int, int]]):
+    """Client number -> (node id, training examples), as the nodes introduced themselves.
+
+    Attributes:
+        text: What clients said of their texts, by client number: entropy, surprisal and share of split words, all in 0..1.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text: dict[int, tuple[float, ...]] = {}
+
+
 class RoundStrategy(Strategy):
     """The federated round of fedlora, the same for every engine.
 
@@ -64,7 +79,7 @@ class RoundStrategy(Strategy):
 
     Args:
         bench: Model, adapters, aggregator and configuration.
-        roster: Client number -> (node id, training examples), as the nodes introduced themselves.
+        roster: Client number -> (node id, training examples); what a `Roster` knows of texts goes to the policy.
         state: Where the run stands.
         world: The radio world behind the grid, or None.
     """
@@ -75,9 +90,11 @@ class RoundStrategy(Strategy):
         self.bench, self.roster, self.state, self.world = bench, roster, state, world
         self.offset = state.round
         self.policy, setup = policy_of(bench)
-        self.caps, self.units = setup.caps, setup.units
+        self.caps, self.units, self.costs = setup.caps, setup.units, setup.costs
+        self.text = roster.text if isinstance(roster, Roster) else {}
         self.record = RoundRecord(state.round)
         self._rows: dict[int, dict[str, Any]] = {}
+        self._choice: tuple[Observation, Ranks] | None = None
 
     def summary(self) -> None:
         """Flower asks for a log of the settings; the run folder has them all."""
@@ -121,6 +138,9 @@ class RoundStrategy(Strategy):
 
     def ranks(self, number: int, chosen: NDArray[np.int64]) -> Ranks:
         """Return the legal ranks that the policy gives the chosen clients, `[clients, sites]`."""
+        links = self.world.observe(number, chosen) if self.world else None
+        gains = level_gains(self.bench.adapters, self.state.adapter.sites)
+        silent = (0.0,) * len(TEXT_METRICS)
         observation = Observation(
             round=number,
             rounds=self.bench.config.rounds,
@@ -129,7 +149,11 @@ class RoundStrategy(Strategy):
             caps=self.caps,
             units=self.units,
             previous=self.state.previous[chosen],
-            links=self.world.observe(number, chosen) if self.world else None,
+            links=links,
+            costs=self.costs,
+            budget_bytes=self._budget(links, len(chosen)),
+            gains=np.broadcast_to(gains, (len(chosen), *gains.shape)),
+            text=np.array([self.text.get(client, silent) for client in chosen.tolist()]),
         )
         asked, shape = np.asarray(self.policy.choose(observation)), (len(chosen), len(self.caps))
         if asked.shape != shape or asked.dtype.kind not in "iu":
@@ -137,7 +161,21 @@ class RoundStrategy(Strategy):
                 f"policy.name = '{self.bench.config.policy.name}' chose ranks of type {asked.dtype}, shape {list(asked.shape)}; "
                 f"a policy returns whole numbers of shape {list(shape)}, [clients, sites]"
             )
-        return legal(asked, self.bench.adapters)
+        ranks = legal(asked, self.bench.adapters)
+        self._choice = observation, ranks
+        return ranks
+
+    def _budget(self, links: Links | None, clients: int) -> Floats:
+        """Return the bytes that each client can send before the deadline, as far as the estimates go, `[clients]`.
+
+        A broadcast takes as long as its slowest listener; a slice of the adapter is as large as the reply that it asks for.
+        """
+        if links is None:
+            return np.full(clients, np.inf)
+        if self.bench.config.wire.downlink == "broadcast":
+            down_bits = 8.0 * encoded_size(self.state.adapter.spec(), self.bench.config.wire.dtype)
+            return budget_bytes(links, down_bits)
+        return budget_bytes(links)
 
     def _slice(self, client: int, ranks: Ranks, number: int) -> ArrayRecord:
         """Return the part of the adapter that one client gets when wire.downlink = "sliced"."""
@@ -163,7 +201,15 @@ class RoundStrategy(Strategy):
             self.record.coverage = float(np.mean(coverage))
         self.state.round = number
         self.record.clients = sorted(self._rows.values(), key=lambda row: int(row["client"]))
+        self._tell_policy()
         return self.broadcast(), None
+
+    def _tell_policy(self) -> None:
+        """Let a policy that learns know whose updates counted."""
+        if isinstance(self.policy, LearningPolicy) and self._choice is not None:
+            observation, ranks = self._choice
+            done = {row["client"] for row in self.record.done()}
+            self.policy.feedback(observation, ranks, np.isin(observation.clients, sorted(done)))
 
     def _charge(self) -> None:
         """Note in the clients' rows what the world charged them, for what did not come back too."""
@@ -222,7 +268,7 @@ def policy_of(bench: Workbench) -> tuple[Policy, PolicySetup]:
     config = bench.config
     caps = np.array([adapter.cap for adapter in bench.adapters], np.int64)
     units = np.array([adapter.unit for adapter in bench.adapters], np.int64)
-    setup = PolicySetup(config.seed, config.clients, caps, units)
+    setup = PolicySetup(config.seed, config.clients, caps, units, costs_of(bench))
     return make_policy(config.policy.name, config.policy.options, setup), setup
 
 
@@ -232,8 +278,8 @@ def _reported(metrics: MetricRecord) -> dict[str, float]:
     return {key.replace("-", "_"): value for key, value in numbers.items() if isinstance(value, int) or math.isfinite(value)}
 
 
-def call_roll(grid: Grid, wanted: int, timeout: float = 600.0) -> dict[int, tuple[int, int]]:
-    """Ask all nodes who they are; return client number -> (node id, training examples).
+def call_roll(grid: Grid, wanted: int, timeout: float = 600.0) -> Roster:
+    """Ask all nodes who they are; return client number -> (node id, training examples), and what they say of their texts.
 
     Waits until `wanted` nodes are online or `timeout` seconds have passed.
 
@@ -246,17 +292,27 @@ def call_roll(grid: Grid, wanted: int, timeout: float = 600.0) -> dict[int, tupl
         time.sleep(0.2)
         nodes = sorted(grid.get_node_ids())
     messages = [Message(RecordDict({}), dst_node_id=node, message_type=MessageType.QUERY, group_id="roll") for node in nodes]
-    roster: dict[int, tuple[int, int]] = {}
+    roster = Roster()
     reasons = [f"{len(nodes)} nodes were asked, none replied"]
     for reply in grid.send_and_receive(messages, timeout=timeout):
         if reply.has_error():
             reasons.append(_reason(reply))
         else:
             metrics = reply.content.metric_records["metrics"]
-            roster[int(cast(int, metrics["client"]))] = (reply.metadata.src_node_id, int(cast(int, metrics["num-examples"])))
+            client = int(cast(int, metrics["client"]))
+            roster[client] = (reply.metadata.src_node_id, int(cast(int, metrics["num-examples"])))
+            if text := _text(metrics):
+                roster.text[client] = text
     if not roster:
         raise FedLoRAError(f"no client takes part: {reasons[-1]}")
     return roster
+
+
+def _text(metrics: MetricRecord) -> tuple[float, ...] | None:
+    """Return what a client says of its texts, brought inside 0..1, or None where it does not say it in finite numbers."""
+    values = [metrics.get(name) for name in TEXT_METRICS]
+    numbers = [float(value) for value in values if isinstance(value, int | float) and math.isfinite(value)]
+    return tuple(min(max(number, 0.0), 1.0) for number in numbers) if len(numbers) == len(TEXT_METRICS) else None
 
 
 def _reason(reply: Message) -> str:

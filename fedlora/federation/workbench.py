@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedlora.adapters import ADAPTERS, Adapter
 from fedlora.aggregation import AGGREGATORS, Aggregator, GlobalState
 from fedlora.config import RunConfig, parse_config
 from fedlora.data.base import DataSet
+from fedlora.data.features import read_corpus
 from fedlora.data.load import load_data
 from fedlora.data.partition import partition, split_client
 from fedlora.errors import ConfigError
@@ -55,6 +57,14 @@ class Workbench:
     def adapters(self) -> list[Adapter]:
         """The adapter of each site, in canonical order."""
         return self.backbone.adapters
+
+    @cached_property
+    def surprisal(self) -> NDArray[np.float64]:
+        """-log2 of each token's share of the training texts, 0 where it does not occur, `[vocabulary]`; empty for images."""
+        encoded, texts, tokenizer = self.train.encoded, self.train.examples.texts, self.train.loaded.tokenizer
+        if encoded is None or texts is None or tokenizer is None:
+            return np.zeros(0)
+        return read_corpus(encoded, texts[:1], tokenizer).surprisal  # the texts themselves are read for their words alone
 
     def start(self, state: GlobalState, round_number: int) -> Start:
         """Return what training or evaluation starts from, given a global state."""

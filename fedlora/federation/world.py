@@ -13,8 +13,10 @@ import numpy as np
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from fedlora.config import TrainingConfig
 from fedlora.federation.policy import Links
 from fedlora.registry import Registry, construct
+from fedlora.training.batches import Indices
 from fedlora.training.chunks import client_memory, example_length
 from fedlora.training.flops import counted_flops, measured_flops
 from fedlora.training.local import Job
@@ -42,6 +44,8 @@ class WorldSetup:
         memory_bytes: Memory that local training needs at a client.
         aggregator: Name of the run's aggregation rule.
         number_bytes: Bytes of one number on the wire.
+        units: Tokens (or images) that each client is expected to train on in a round, by client; empty: not known.
+        examples: Training examples of each client; empty: not known.
     """
 
     seed: int
@@ -52,6 +56,8 @@ class WorldSetup:
     memory_bytes: int = 0
     aggregator: str = ""
     number_bytes: int = 4
+    units: tuple[float, ...] = ()
+    examples: tuple[int, ...] = ()
 
 
 class World(Protocol):
@@ -101,6 +107,7 @@ def setup_of(bench: Workbench) -> WorldSetup:
     """Return what a world is told about a run."""
     config, backbone = bench.config, bench.backbone
     width = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}[config.wire.dtype]
+    lengths = bench.train.lengths
     frozen = sum(tensor.numel() * tensor.element_size() for tensor in backbone.model.parameters())
 
     def measure() -> float:
@@ -119,4 +126,21 @@ def setup_of(bench: Workbench) -> WorldSetup:
         memory_bytes=frozen + client_memory(backbone, config.training, example_length(backbone, bench.train)),
         aggregator=bench.aggregator.name,
         number_bytes=width,
+        units=tuple(expected_units(part, lengths, config.training) for part in bench.parts),
+        examples=tuple(len(part) for part in bench.parts),
     )
+
+
+def expected_units(indices: Indices, lengths: NDArray[np.int64], config: TrainingConfig) -> float:
+    """Return how many tokens (or images) a client's local training takes in a round on average: examples x mean length.
+
+    Args:
+        indices: Examples it trains on.
+        lengths: Length of every example.
+        config: The `training` section of the run file.
+    """
+    if not len(indices):
+        return 0.0
+    rows = min(config.batch_size, len(indices))
+    seen = config.steps * rows if config.steps is not None else max(1, round((config.epochs or 1.0) * len(indices)))
+    return seen * float(lengths[indices].mean())

@@ -1,7 +1,7 @@
 """Checkpoints: one folder per round, written whole, verified before use, the newest few kept.
 
     checkpoints/round-00003/state.safetensors    global adapter, task head, previous ranks, what clients keep for themselves,
-                                                 the radio world's state
+                                                 the radio world's state, what the policy remembers
     checkpoints/round-00003/state.json           round, lengths of the logs at that moment, clients trained at once, checksums
 
 Logs are appended before the checkpoint is written; on resume they are cut back to the lengths that the checkpoint names, so
@@ -40,6 +40,7 @@ class Checkpoint:
         log_bytes: Length of each log when the round was complete.
         chunk: Clients trained at once; kept, because another number sums in another order.
         world: State of the radio world; empty where there is none.
+        policy: What the policy remembers; empty where it is nothing.
     """
 
     state: ServerState
@@ -47,6 +48,7 @@ class Checkpoint:
     log_bytes: dict[str, int]
     chunk: int
     world: dict[str, NDArray[Any]] = field(default_factory=dict)
+    policy: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
@@ -54,7 +56,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     state = checkpoint.state
     tensors: dict[str, Tensor] = {f"adapter/{key}": tensor.contiguous().clone() for key, tensor in state.adapter.flat().items()}
     tensors["previous_ranks"] = torch.from_numpy(state.previous)
-    tensors |= {f"world/{name}": torch.from_numpy(np.ascontiguousarray(array)) for name, array in checkpoint.world.items()}
+    for part, arrays in (("world", checkpoint.world), ("policy", checkpoint.policy)):
+        tensors |= {f"{part}/{name}": torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
     for node, data in checkpoint.clients.items():
         tensors[f"client/{node}"] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     body = {
@@ -115,8 +118,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     clients = {int(node): bytes(tensor.numpy()) for node, tensor in kept.items()}
     previous = tensors["previous_ranks"].numpy().astype(np.int64)
     state = ServerState(body["round"], GlobalState.from_flat(_ordered(adapter), body["sites"]), previous)
-    world = {key.removeprefix("world/"): tensor.numpy() for key, tensor in tensors.items() if key.startswith("world/")}
-    return Checkpoint(state, clients, body["log_bytes"], body["chunk"], world)
+    world, policy = (
+        {key.removeprefix(part): tensor.numpy() for key, tensor in tensors.items() if key.startswith(part)}
+        for part in ("world/", "policy/")
+    )
+    return Checkpoint(state, clients, body["log_bytes"], body["chunk"], world, policy)
 
 
 def _ordered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

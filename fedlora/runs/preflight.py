@@ -10,7 +10,6 @@ import numpy as np
 import psutil
 import torch
 
-from fedlora.aggregation import GlobalState
 from fedlora.config import RunConfig
 from fedlora.errors import TrainingError
 from fedlora.federation.client import reply_spec
@@ -94,7 +93,8 @@ def preflight(config: RunConfig) -> dict[str, Any]:
 def _uplink(bench: Workbench) -> tuple[int, float]:
     """Return (bytes that the clients of round 1 will send, exactly; their mean rank), as the strategy would choose them."""
     roster = {client: (client + 1, len(part)) for client, part in enumerate(bench.parts)}
-    state = ServerState(0, GlobalState([]), np.zeros((len(bench.parts), len(bench.adapters)), np.int64))
+    adapter = bench.aggregator.initial(bench.backbone.initial_head())
+    state = ServerState(0, adapter, np.zeros((len(bench.parts), len(bench.adapters)), np.int64))
     strategy = RoundStrategy(bench, roster, state, make_world(bench))
     ranks = strategy.ranks(1, strategy.draw(1))
     return sum(encoded_size(reply_spec(bench, own.tolist()), bench.config.wire.dtype) for own in ranks), float(ranks.mean())

@@ -17,6 +17,7 @@ from fedlora.data.plot import plot_label_mix
 from fedlora.errors import RunFolderError
 from fedlora.federation.batched_grid import BatchedGrid
 from fedlora.federation.engines import run_engine
+from fedlora.federation.policy import StatefulPolicy
 from fedlora.federation.strategy import RoundStrategy, ServerState, call_roll, policy_of
 from fedlora.federation.workbench import Workbench, build
 from fedlora.federation.world import World, make_world
@@ -99,7 +100,7 @@ class Session:
             self.fresh = True
         else:
             self.fresh = False
-        self.state, self.kept = checkpoint.state, checkpoint.clients
+        self.state, self.kept, self.remembered = checkpoint.state, checkpoint.clients, checkpoint.policy
         bench.chunk = checkpoint.chunk
         if world and checkpoint.world:
             world.restore(checkpoint.world)
@@ -135,6 +136,8 @@ class Session:
                 grid.contexts[node].state["residual"] = to_record(data)
         roster = call_roll(grid, self.config.clients)
         strategy = RoundStrategy(self.bench, roster, self.state, self.world)
+        if self.remembered and isinstance(strategy.policy, StatefulPolicy):
+            strategy.policy.restore(self.remembered)
         if self.world:
             grid = self.world.grid(grid, {node: client for client, (node, _) in roster.items()})
         self.clock = time.perf_counter()
@@ -162,6 +165,7 @@ class Session:
                 self.folder.log_bytes(),
                 self.bench.chunk,
                 self.world.state() if self.world else {},
+                strategy.policy.state() if isinstance(strategy.policy, StatefulPolicy) else {},
             ),
             self.config.output.keep_checkpoints,
         )

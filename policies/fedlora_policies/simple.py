@@ -24,7 +24,7 @@ class FixedPolicy:
     summary = "one rank, or one rank vector, for everybody (options: rank)"
 
     def __init__(self, setup: PolicySetup, rank: int | Sequence[int]) -> None:
-        ranks = _numbers("rank", rank, whole=True)
+        ranks = numbers("rank", rank, whole=True)
         if ranks.shape not in ((), setup.caps.shape):
             raise ConfigError(f"policy.options.rank = {rank}: give one rank, or one for each of the {len(setup.caps)} sites")
         self.ranks = np.broadcast_to(ranks, setup.caps.shape)
@@ -50,10 +50,10 @@ class TieredPolicy:
     def __init__(
         self, setup: PolicySetup, fractions: Sequence[float] = (0.25, 0.5, 0.75, 1.0), weights: Sequence[float] | None = None
     ) -> None:
-        tiers_of = _numbers("fractions", fractions)
+        tiers_of = numbers("fractions", fractions)
         if tiers_of.ndim != 1 or not tiers_of.size or tiers_of.min() <= 0 or tiers_of.max() > 1:
             raise ConfigError(f"policy.options.fractions = {fractions}: give a list of numbers above 0 and at most 1")
-        shares = np.ones(len(tiers_of)) if weights is None else _numbers("weights", weights)
+        shares = np.ones(len(tiers_of)) if weights is None else numbers("weights", weights)
         if shares.shape != tiers_of.shape or (shares < 0).any() or shares.sum() <= 0:
             raise ConfigError(f"policy.options.weights = {weights}: give one share per fraction, none negative, not all zero")
         # Exact shares in a shuffled order, instead of drawing each client's tier: small federations then have every tier.
@@ -80,7 +80,7 @@ class RandomPolicy:
     summary = "uniformly random legal ranks per client, site and round (options: low)"
 
     def __init__(self, setup: PolicySetup, low: float = 0.0) -> None:
-        share = _numbers("low", low)
+        share = numbers("low", low)
         if share.ndim or not 0 <= share <= 1:
             raise ConfigError(f"policy.options.low = {low}: give a number from 0 to 1")
         self.setup, self.low = setup, low
@@ -96,7 +96,7 @@ class RandomPolicy:
         return np.stack(rows)
 
 
-def _numbers(option: str, value: object, whole: bool = False) -> NDArray[Any]:
+def numbers(option: str, value: object, whole: bool = False) -> NDArray[Any]:
     """Return an option as an array of finite numbers; ConfigError where it is anything else, truth values included."""
     try:
         array = np.asarray(value)

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from benches import DEVICES, Bench, Maker
-from fedlora.training.evaluation import PerExample, evaluate
+from fedlora.training.evaluation import PerExample, evaluate, evaluate_many
 from fedlora.training.local import Start
 
 AUTO = {
@@ -101,3 +101,25 @@ def test_summaries() -> None:
 def test_nothing_to_measure_is_no_error(bench: Maker) -> None:
     made = bench("bert")
     assert evaluate(made.backbone, made.prepared, np.zeros(0, np.int64), made.start(), 4).summary() == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("architecture", [*AUTO, "deberta"])
+def test_many_starts_at_once_are_each_by_itself(architecture: str, device: str, bench: Maker) -> None:
+    made = bench(architecture, device, method="triplet")
+    starts = [made.start(seed) for seed in range(3)]
+    found = evaluate_many(made.backbone, made.prepared, ROWS, starts, 12)
+    alone = [evaluate(made.backbone, made.prepared, ROWS, start, 5) for start in starts]
+    assert found.loss.shape == (3, len(ROWS))
+    assert np.abs(found.loss - [own.loss for own in alone]).max() < 1e-5 * max(1.0, float(found.loss.max()))
+    assert found.correct.tolist() == [own.correct.tolist() for own in alone]
+    assert found.count.tolist() == [own.count.tolist() for own in alone]
+    assert np.allclose(np.transpose(found.summary()), [own.summary() for own in alone], atol=1e-5)
+    assert np.ptp(found.loss, axis=0).max() > 1e-2  # the starts differ
+
+
+def test_nothing_and_nobody_to_measure(bench: Maker) -> None:
+    made = bench("bert")
+    assert evaluate_many(made.backbone, made.prepared, ROWS, [], 4).loss.shape == (0, len(ROWS))
+    accuracy, loss = evaluate_many(made.backbone, made.prepared, np.zeros(0, np.int64), [made.start()], 4).summary()
+    assert accuracy.tolist() == loss.tolist() == [0.0]

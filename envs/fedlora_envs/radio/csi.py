@@ -56,6 +56,14 @@ class DelayedCsi:
         """How many rounds old the values of `read` are: `delay_rounds`, less in the first rounds."""
         return max(0, len(self._known) - 1)
 
+    def state(self) -> NDArray[np.float64]:
+        """Return all stored measurements, oldest first, [rounds, ...]."""
+        return np.stack(self._known)
+
+    def restore(self, state: NDArray[np.float64]) -> None:
+        """Go on from what `state` returned."""
+        self._known = deque(state, maxlen=self.delay_rounds + 1)
+
     def read(self) -> NDArray[np.float64]:
         """Return what the sender knows [N]; do not change it.
 

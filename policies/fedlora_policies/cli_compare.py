@@ -1,0 +1,45 @@
+"""`fedlora compare`: policies against each other on the same channels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedlora.cli.common import Format
+
+
+def command(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[COMPARE.toml] [key=value ...]", show_default=False)] = None,
+    out: Annotated[Path, typer.Option(help="Folder for compare.json and pareto.png (replaced if there).")] = Path("runs/compare"),
+    format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.text,
+) -> None:
+    """Compare rank policies on the same test channels: paired differences, normalised scores, bytes, with intervals.
+
+    Options of policies are tuned on validation channels. Without a file, the shipped comparison runs; key=value changes it, for
+    example `fedlora compare episodes=20 policies.greedy.options.price=0.5`.
+    """
+    import json
+
+    from rich.console import Console
+
+    from fedlora_policies.compare import compare, read_compare
+    from fedlora_policies.compare_report import tables, write
+
+    changes = list(arguments or [])
+    path = Path(changes.pop(0)) if changes and "=" not in changes[0] else None
+    config = read_compare(path, changes)
+    talk = Console(stderr=True)
+    with talk.status("comparing") as status:
+        found = compare(config, status.update)
+    written = write(found, out)
+    if format is Format.json:
+        typer.echo(json.dumps(json.loads(written[0].read_text(encoding="utf-8")), indent=2))
+        return
+    console = Console()
+    for table in tables(found):
+        console.print(table)
+    note = "± is half a 95 % interval; * marks paired differences whose interval excludes 0; ρ: rank correlation of rank and SNR"
+    console.print(note, highlight=False, soft_wrap=True)
+    console.print(f"written: {', '.join(str(item) for item in written)}", highlight=False, soft_wrap=True)
