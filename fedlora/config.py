@@ -276,7 +276,7 @@ def _explain(item: Any, root: type[BaseModel], prefix: str) -> str:
         here = [f"{parent}.{name}" if parent else name for name in section.model_fields]
         elsewhere = [prefix + key for key in all_keys(root) if key.rpartition(".")[2] == item["loc"][-1]]
         hint = f"Did you mean '{elsewhere[0]}'?" if elsewhere else suggest(where, here)
-        if "options" in section.model_fields and not elsewhere:
+        if parent and "options" in section.model_fields and not elsewhere:
             hint += f" What belongs to the chosen name alone goes under '{parent}.options'."
         return f"unknown key '{where}'. {hint}"
     if item["type"] == "literal_error":

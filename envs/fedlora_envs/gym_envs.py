@@ -79,7 +79,8 @@ class RemoteFineTuningEnv(RankAllocationEnv):
 
     ## Rewards
     With `load = bits / (C tau)`: `-loss - cost_weight * load` where the message fits, else `-(penalty + cost_weight) * load`
-    (beyond the episode's airtime: the penalty times one plus the slots missing).
+    (beyond the episode's airtime: the penalty times one plus the slots missing). Where `budget_s` ends an episode early, the
+    steps that are left count at the held-out loss reached.
 
     ## Starting State
     Ranks are `max(min_rank, cap // 2)`. `reset(seed=s)` begins a new run: an untrained adapter and the streams of s from their

@@ -192,6 +192,10 @@ class RemoteFineTuning:
         ended = truncated | terminated
         loss, accuracy = self._measured(train_loss, active, ended)
         utility = np.where(feasible, -loss, -config.penalty * (1.0 + excess))
+        if terminated.any():
+            # The steps that are left count at the loss reached: emptying the budget early must not spare them.
+            reached = self.task.measure(self._held if config.evaluate == "sent" else self._ranks)[0]
+            utility = np.where(terminated, utility - (self.horizon - self._step) * reached, utility)
         reward = np.where(active, utility - config.cost_weight * load, 0.0)
         info: dict[str, NDArray[np.generic]] = {
             "bits": np.where(feasible, bits, 0.0), "latency_s": used_s, "energy_j": used_s * config.power_w,

@@ -27,8 +27,9 @@ class ClairvoyantSetup(PolicySetup):
 class OraclePolicy:
     """The best ranks of each step, given the channel of that step and the true worth of levels.
 
-    Exact for one step (see `fedlora_policies.knapsack`). Over an episode with a budget of its own it saves by `price`,
-    `share` and `backoff`; tried at several, with the best kept for each episode in hindsight, it says what foresight reaches at the least.
+    Exact for one step (see `fedlora_policies.knapsack`). Over an episode with a budget of its own it saves by `price`, `share`
+    and `backoff`. Tried at several, with the best kept for each episode in hindsight, it is a yardstick and no bound: what
+    levels are worth need not add up to the reward, and choosing in hindsight also picks lucky noise.
 
     Args:
         setup: What is known for the whole run, and the truth.

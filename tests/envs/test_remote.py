@@ -305,7 +305,10 @@ def test_a_budget_over_the_episode_runs_down_and_ends_it() -> None:
     np.testing.assert_allclose(seen.budget_bytes, env.airtime_left_s * env._link.rate_bps / 8)
     over = env.step(ranks)
     assert not over.info["feasible"].any() and over.terminated.all() and not over.truncated.any()
-    np.testing.assert_allclose(over.reward, -10 * (1 + airtime * (len(steps) + 1) - 1) - 0.1 * airtime, rtol=1e-9)
+    # The steps that are left count at the loss reached: who empties the budget early is not spared them.
+    rest = (50 - len(steps) - 1) * env.task.measure(ranks)[0]
+    assert (rest > 0).all()
+    np.testing.assert_allclose(over.reward, -10 * (1 + airtime * (len(steps) + 1) - 1) - 0.1 * airtime - rest, rtol=1e-9)
     assert (over.info["cost"] > 0).all() and (env.airtime_left_s == 0).all()
 
 
