@@ -32,7 +32,7 @@ def test_killed_and_resumed(ground: Ground, tmp_path: Path, kind: str, kept: str
     for event in range(30, 150, 10):  # how often a run touches the disk before round 2 is nobody's promise
         cut = tmp_path / f"cut-{event}"
         cut.mkdir()
-        assert fedlora_command([*arguments, "--out", "run"], cut, kill_at=60event).code == -signal.SIGKILL
+        assert fedlora_command([*arguments, "--out", "run"], cut, kill_at=event).code == -signal.SIGKILL
         found = list_checkpoints(cut / "run" / "checkpoints")
         if found and (before := load_checkpoint(found[-1])).state.round >= 2:
             break
