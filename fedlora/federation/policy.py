@@ -90,7 +90,10 @@ class PolicySetup:
 
 
 class Policy(Protocol):
-    """Maps observations to rank vectors. Draws only from streams keyed by round, so that a resumed run repeats itself."""
+    """Maps observations to rank vectors. Draws only from streams keyed by round, so that a resumed run repeats itself.
+
+    A class attribute `blind = True` says that the policy never looks at `Observation.gains`; they are not worked out then.
+    """
 
     def choose(self, observation: Observation) -> Ranks:
         """Return the rank of every drawn client at every site, `[clients, sites]`; the strategy rounds it to legal ranks."""
@@ -123,6 +126,7 @@ class FullPolicy:
     """Every client trains and sends the whole adapter."""
 
     summary = "every client at the cap, every round"
+    blind = True
 
     def __init__(self, setup: PolicySetup) -> None:
         self.caps = setup.caps

@@ -139,7 +139,9 @@ class RoundStrategy(Strategy):
     def ranks(self, number: int, chosen: NDArray[np.int64]) -> Ranks:
         """Return the legal ranks that the policy gives the chosen clients, `[clients, sites]`."""
         links = self.world.observe(number, chosen) if self.world else None
-        gains = level_gains(self.bench.adapters, self.state.adapter.sites)
+        # Worth of components costs a pass over the adapter; policies that do not look at it say so.
+        looks = not getattr(self.policy, "blind", False)
+        gains = level_gains(self.bench.adapters, self.state.adapter.sites) if looks else None
         silent = (0.0,) * len(TEXT_METRICS)
         observation = Observation(
             round=number,
@@ -152,7 +154,7 @@ class RoundStrategy(Strategy):
             links=links,
             costs=self.costs,
             budget_bytes=self._budget(links, len(chosen)),
-            gains=np.broadcast_to(gains, (len(chosen), *gains.shape)),
+            gains=None if gains is None else np.broadcast_to(gains, (len(chosen), *gains.shape)),
             text=np.array([self.text.get(client, silent) for client in chosen.tolist()]),
         )
         asked, shape = np.asarray(self.policy.choose(observation)), (len(chosen), len(self.caps))

@@ -22,6 +22,7 @@ class FixedPolicy:
     """
 
     summary = "one rank, or one rank vector, for everybody (options: rank)"
+    blind = True
 
     def __init__(self, setup: PolicySetup, rank: int | Sequence[int]) -> None:
         ranks = numbers("rank", rank, whole=True)
@@ -46,6 +47,7 @@ class TieredPolicy:
     """
 
     summary = "tiers of clients with a fixed share of the cap each (options: fractions, weights)"
+    blind = True
 
     def __init__(
         self, setup: PolicySetup, fractions: Sequence[float] = (0.25, 0.5, 0.75, 1.0), weights: Sequence[float] | None = None
@@ -78,6 +80,7 @@ class RandomPolicy:
     """
 
     summary = "uniformly random legal ranks per client, site and round (options: low)"
+    blind = True
 
     def __init__(self, setup: PolicySetup, low: float = 0.0) -> None:
         share = numbers("low", low)
