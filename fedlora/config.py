@@ -199,7 +199,7 @@ def load_config(
     Raises:
         ConfigError: Unreadable file, unknown key or bad value; names the nearest valid one.
     """
-    tree: dict[str, Any] = _read(Path(path)) if path is not None else _copy(base or {})
+    tree: dict[str, Any] = read_toml(Path(path)) if path is not None else _copy(base or {})
     return parse_config(read_overrides(overrides, tree))
 
 
@@ -233,15 +233,22 @@ def parse_section(section: type[Section], tree: Mapping[str, Any], prefix: str =
         raise ConfigError("\n".join(_explain(item, section, prefix) for item in error.errors())) from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, kind: str = "run file", otherwise: str = "the quickstart") -> dict[str, Any]:
+    """Return a TOML file as a plain tree (ConfigError where it cannot be read).
+
+    Args:
+        path: The file.
+        kind: What it is, for errors.
+        otherwise: What runs where no file is given, for errors.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"there is no run file {path}. Check the path, or leave it out to run the quickstart") from None
+        raise ConfigError(f"there is no {kind} {path}. Check the path, or leave it out to run {otherwise}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the run file {path} cannot be read: {error}") from None
+        raise ConfigError(f"the {kind} {path} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"the run file {path} is not valid TOML: {error}") from None
+        raise ConfigError(f"the {kind} {path} is not valid TOML: {error}") from None
 
 
 def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -115,10 +115,14 @@ class BandLinks:
         model = self.config.fading.model
         if model == "none":
             return None
-        step_s = step_s or self.config.fading.step_s or self._step_s()
+        step_s = step_s or self.fading_step_s
         return make_fading(model, count, rng, doppler_hz=self._doppler_hz, step_s=step_s, k_factor=k_factor)
 
-    def _step_s(self) -> float:
+    @property
+    def fading_step_s(self) -> float:
+        """How long a gain holds: as configured, or a share of 1 / Doppler that the model can follow."""
+        if self.config.fading.step_s is not None:
+            return self.config.fading.step_s
         share = 0.02 if self.config.fading.model == "markov" else 0.1
         return share / self._doppler_hz if self._doppler_hz else _RESTING_STEP_S
 

@@ -6,7 +6,6 @@ Each function returns whether there was anything to draw. Files appear whole or 
 from __future__ import annotations
 
 import io
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from fedlora.streams import fast_stream
 from fedlora_envs.band_links import BandLinks
 from fedlora_envs.cell import Cell
 from fedlora_envs.radio.fading import coherence_s, doppler_hz, make_fading
-from fedlora_envs.radio.trace_files import load_all
+from fedlora_envs.rate_links import TraceLinks
 from fedlora_envs.world import RadioWorld
 
 if TYPE_CHECKING:
@@ -137,10 +136,7 @@ def plot_fading(world: RadioWorld, path: Path) -> bool:
     rician = config.fading.rician and config.fading.model != "markov"
     chosen = _three(links.cell.k_factor if rician else np.zeros(world.clients))
     k_factor = links.cell.k_factor[chosen] if rician else np.zeros(len(chosen))
-    usual_s = (0.02 if config.fading.model == "markov" else 0.1) / speed_hz if speed_hz else 0.1
-    step_s = config.fading.step_s or usual_s
-    if config.fading.model == "clarke":
-        step_s = span_s / 1500
+    step_s = span_s / 1500 if config.fading.model == "clarke" else links.fading_step_s
     span_s = max(span_s, 10 * step_s)
     process = make_fading(
         config.fading.model, len(chosen), fast_stream(world.setup.seed, "fading drawn"),
@@ -212,11 +208,9 @@ def plot_levels(world: RadioWorld, followed: Floats, path: Path) -> bool:
 
 def plot_traces(world: RadioWorld, path: Path) -> bool:
     """Draw the rates of the first traces over time, for a world that plays them back."""
-    config = world.config.trace
-    if world.config.links != "trace":
+    if not isinstance(world.links, TraceLinks):
         return False
-    own = Path(str(files("fedlora_envs") / "data" / "traces"))
-    every = load_all(own if config.path is None else Path(config.path), config.format)
+    every = world.links.traces
     traces = sorted(every, key=lambda trace: -trace.end_s)[:3]
     title = f"{world.name}: {len(traces)} of {len(every)} trace{'s' if len(every) > 1 else ''}, downlink"
     figure, panels = _panels(len(traces), title, "rate (Mb/s)", "time (s)")

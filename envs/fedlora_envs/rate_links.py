@@ -69,14 +69,17 @@ class TraceLinks:
         clients: N.
         seed: Root of the streams.
 
+    Attributes:
+        traces: What is played back.
+
     Raises:
         ConfigError: Trace files that cannot be read.
     """
 
     def __init__(self, config: WorldConfig, clients: int, seed: int) -> None:
         folder = Path(str(files("fedlora_envs") / "data" / "traces")) if config.trace.path is None else Path(config.trace.path)
-        traces = load_all(folder, config.trace.format)
-        self._player = TracePlayer(traces, clients, stream(seed, "trace"))
+        self.traces = load_all(folder, config.trace.format)
+        self._player = TracePlayer(self.traces, clients, stream(seed, "trace"))
         self._share, self._step_s, self._clients, self._now_s = config.trace.uplink_share, config.cell.step_s, clients, 0.0
 
     def step(self, round_number: int) -> None:

@@ -6,7 +6,6 @@ next, so that all policies meet the same channels (checked, not trusted), and di
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fedlora.config import ConfigSection, parse_section, read_overrides
+from fedlora.config import ConfigSection, parse_section, read_overrides, read_toml
 from fedlora.errors import ConfigError, FedLoRAError, suggest
 from fedlora.federation.policy import POLICIES
 from fedlora_policies.rollout import Episodes, make_core, play
@@ -118,18 +117,8 @@ def read_compare(path: Path | None, overrides: list[str]) -> CompareConfig:
     Raises:
         ConfigError: Unreadable file, unknown key or bad value; names the nearest valid one.
     """
-    return parse_compare(read_overrides(overrides, _load(path or Path(__file__).with_name("compare.toml")), "episodes=20"))
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no compare file {path}. Check the path, or leave it out to run the shipped one") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the compare file {path} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"the compare file {path} is not valid TOML: {error}") from None
+    tree = read_toml(path or Path(__file__).with_name("compare.toml"), "compare file", "the shipped one")
+    return parse_compare(read_overrides(overrides, tree, "episodes=20"))
 
 
 def parse_compare(tree: Mapping[str, Any]) -> CompareConfig:

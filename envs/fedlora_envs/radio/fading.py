@@ -13,6 +13,8 @@ see the same channels.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -98,13 +100,13 @@ def make_fading(
     """
     if model not in MODELS:
         raise UnknownNameError("fading model", model, MODELS)
-    kinds: dict[str, type[_Process]] = {"block": Block, "gauss_markov": GaussMarkov, "clarke": Clarke, "markov": Markov}
+    kinds: dict[str, Callable[..., _Process]] = {"block": Block, "gauss_markov": GaussMarkov, "clarke": Clarke, "markov": Markov}
     process = kinds[model](n, doppler_hz, step_s, k_factor)
     process.reset(rng)
     return process
 
 
-class _Process:
+class _Process(ABC):
     """What the models share: checks, the links still followed, and work in chunks."""
 
     model = ""
@@ -133,7 +135,7 @@ class _Process:
             raise ConfigError(f"fading {self.model}: {name} must be finite and not negative")
         return np.broadcast_to(given, (n,))
 
-    def _check(self, doppler_steps: NDArray[np.float64]) -> None:
+    def _check(self, doppler_steps: NDArray[np.float64]) -> None:  # noqa: B027 - a model without limits has none to check
         """Refuse fD T outside the model's range."""
 
     def _follow_all(self) -> None:
@@ -150,6 +152,23 @@ class _Process:
         self.k_factor = self.k_factor[index]
         self._out = np.empty(self.n, np.float32)
 
+    @abstractmethod
+    def step(self) -> Gains:
+        """Advance by one block and return the gains."""
+
+    def reset(self, rng: np.random.Generator) -> None:
+        """Start anew from `rng`."""
+        self._rng = rng
+        self._follow_all()
+        self._start()
+
+    def _start(self) -> None:  # noqa: B027 - a model without memory has no state
+        """Draw the state at time zero."""
+
+
+class _Drawn(_Process):
+    """Models that draw for every link given at the start, followed or not, so that nobody's gains shift."""
+
     def step(self) -> Gains:
         """Advance by one block and return the gains."""
         for part in _parts(self._links):
@@ -158,20 +177,12 @@ class _Process:
             np.take(self._all, self._kept, out=self._out, mode="clip")
         return self._out
 
-    def reset(self, rng: np.random.Generator) -> None:
-        """Start anew from `rng`."""
-        self._rng = rng
-        self._follow_all()
-        self._start()
-
-    def _start(self) -> None:
-        """Draw the state at time zero."""
-
+    @abstractmethod
     def _advance(self, part: slice, gains: Gains) -> None:
-        raise NotImplementedError
+        """Write the next step's gains of some links into `gains`."""
 
 
-class Block(_Process):
+class Block(_Drawn):
     """Independent draws, one per step: exponential gains, noncentral chi-squared where K > 0."""
 
     model = "block"
@@ -186,7 +197,7 @@ class Block(_Process):
         _power(fade, gains)
 
 
-class GaussMarkov(_Process):
+class GaussMarkov(_Drawn):
     """First-order autoregressive complex gain, a = J0(2 pi fD T); the line of sight stands still.
 
     Its correlation is a^k, which is Clarke's at one step only. Refused where J0 is not positive any more (fD T > 0.38).
@@ -305,7 +316,7 @@ class Clarke(_Process):
         z /= size
 
 
-class Markov(_Process):
+class Markov(_Drawn):
     """Finite-state Markov chain of Wang and Moayeri (IEEE Trans. Veh. Technol. 44(1), 1995): eight equally likely Rayleigh bins.
 
     p(k, k+1) = N(G[k+1]) T K and p(k, k-1) = N(G[k]) T K with the level crossing rate N(G) = sqrt(2 pi G) fD exp(-G). A link's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from math import e, log2
 from typing import Any, Protocol
@@ -35,11 +36,12 @@ class RateModel(Protocol):
         ...
 
 
-class _ErrorFree:
+class _ErrorFree(ABC):
     """What capacity formulas share: nothing is sent twice."""
 
+    @abstractmethod
     def efficiency(self, snr: Floats) -> Floats:
-        raise NotImplementedError
+        """Return bit/s/Hz."""
 
     def retransmitted(self, snr: Floats) -> Floats:
         """Return zeros."""
