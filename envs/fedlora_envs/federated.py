@@ -16,7 +16,7 @@ from pydantic import Field
 from fedlora.config import ConfigSection, parse_section
 from fedlora.errors import ConfigError
 from fedlora.federation.budgets import budget_bytes
-from fedlora.federation.policy import Links, Observation
+from fedlora.federation.policy import Allowance, Links, Observation
 from fedlora.federation.world import WORLDS
 from fedlora.ranks import Costs
 from fedlora_envs.clock import RoundPlan, RoundTimes, Status, closed_form
@@ -39,13 +39,15 @@ class FederatedConfig(ConfigSection):
     world_options: dict[str, Any] = Field({}, description="what to change in it, as in `world.options` of a run file")
     clients: int = Field(5, ge=1, description="K: clients of every round")
     response: str = Field("minilm-trec", description="response model, by name or file")
-    round_steps: float = Field(4.0, gt=0, description="steps of the response model that a round of local training is worth")
+    round_steps: float = Field(
+        1.0, gt=0, description="steps of the response model that a round is worth; beyond its horizon nothing is known"
+    )
     participation: float = Field(
         0.5, ge=0, description="exponent a of (delivered / clients)^a: what a full round gains; not fitted"
     )
-    horizon: int = Field(20, ge=1, description="rounds of an episode")
+    horizon: int = Field(15, ge=1, description="rounds of an episode")
     deadline_s: float = Field(2.5, gt=0, description="of a round; later replies are lost")
-    energy_budget_j: float | None = Field(25.0, gt=0, description="energy of all clients over an episode; unset: no limit")
+    energy_budget_j: float | None = Field(8.0, gt=0, description="energy of all clients over an episode; unset: no limit")
     budget_of: Literal["radio", "all"] = Field(
         "radio", description="what the budget pays for: sending and receiving, or computing too, which no rank changes"
     )
@@ -152,15 +154,19 @@ class FederatedRankAllocation:
 
         Raw terms in `info`, `[E]` each: `bits` that were sent on the uplink, of use or not; `latency_s` of the round; `energy_j`
         of all clients; `paid_j`, what the budget paid of it; `cost`, the share of clients that were late; `utility`, by how much
-        the held-out loss fell; `feasible`: nobody late and energy left; `delivered`, clients whose replies count; `loss` and
+        the held-out loss fell; `feasible`, the share of clients whose
+        ranks were not too large: who is late although a message of rank 0 would have been in time has asked for too much, and so
+        have all once the energy is gone; `delivered`, clients whose replies count; `loss` and
         `accuracy` after it.
         """
         active, groups = ~self._over, (self.episodes, self.rows)
         ranks = np.clip(ranks, 0, self.sites.caps)
+        possible = self.truth().budget_bytes >= self.costs.base
         there, times, radio_j, compute_j = self._play(ranks)
         there &= np.repeat(active, self.rows)
         done = (there & (times.status == Status.DONE)).reshape(groups)
-        late = (there & (times.status == Status.LATE)).reshape(groups).sum(axis=1) / self.rows
+        missed = (there & (times.status == Status.LATE)).reshape(groups)
+        late, too_much = missed.mean(axis=1), (missed & possible.reshape(groups)).mean(axis=1)
         counted_j = radio_j if self.config.budget_of == "radio" else radio_j + compute_j
         spent_j = np.where(there, counted_j, 0.0).reshape(groups).sum(axis=1)
         gone = active & (spent_j >= self.energy_left_j)
@@ -183,7 +189,7 @@ class FederatedRankAllocation:
             "paid_j": used_j,
             "cost": late,
             "utility": utility,
-            "feasible": active & (late == 0) & ~gone,
+            "feasible": np.where(active & ~gone, 1.0 - too_much, 0.0),
             "delivered": done.sum(axis=1),
             "loss": loss,
             "accuracy": self.models.accuracy(),
@@ -282,8 +288,18 @@ class FederatedRankAllocation:
             uplink_snr_db=snr_db, uplink_bps=up_bps, downlink_bps=down_bps,
             age_rounds=np.repeat(np.minimum(self._done + 1, self.delay), self.rows), outage=(up_bps <= 0) | (down_bps <= 0),
             compute_bps=self.fleet.flops, energy_left_j=np.repeat(self.energy_left_j / self.rows, self.rows),
-            deadline_s=self.config.deadline_s, compute_s=self.fleet.expected_s(),
+            deadline_s=self.config.deadline_s, compute_s=self.fleet.expected_s(), allowance=self._allowance(up_bps),
         )  # fmt: skip
+
+    def _allowance(self, up_bps: Floats) -> Allowance | None:
+        """Return what is left of the energy budget; a client's part of it is an even one."""
+        if not np.isfinite(self.budget_j):
+            return None
+        nothing = np.zeros(len(up_bps))
+        with np.errstate(divide="ignore"):
+            byte_j = self.fleet.energy(nothing, nothing, 8.0 / up_bps).uplink_j
+        own_j = np.repeat(np.maximum(self.energy_left_j, 1e-12) / self.rows, self.rows)
+        return Allowance(np.repeat(self.energy_left_j / self.budget_j, self.rows), byte_j / own_j)
 
 
 def _decades(rate_bps: Floats) -> Floats:

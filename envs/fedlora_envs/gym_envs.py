@@ -11,9 +11,9 @@ or, in one go, `gymnasium.make("fedlora_envs.gym_envs:fedlora/RemoteFineTuning-v
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 
@@ -26,12 +26,26 @@ from fedlora_envs.tasks.base import Task
 TaskSource = Task | Callable[[int], Task] | str | Path
 
 
-def make_task(source: TaskSource, episodes: int) -> Task:
-    """Return a task of `episodes` fine-tunings: the one given, one that the function given makes, or a recorded one by name.
+def make_task(
+    source: TaskSource, episodes: int, live: Mapping[str, Any] | None = None, order: Literal["index", "importance"] = "index"
+) -> Task:
+    """Return a task of `episodes` fine-tunings: the one given, one that the function given makes, or one by name.
+
+    Args:
+        source: A task, a function from a number of episodes to a task, "live", or a response model by name or file.
+        episodes: E.
+        live: Options of the live task (see `fedlora_envs.tasks.live_options.LiveOptions`).
+        order: How the live task orders components.
 
     Raises:
-        ConfigError: A task of another number of episodes, or no such recording.
+        ConfigError: A task of another number of episodes, no such recording, or options that do not fit.
     """
+    if source == "live":
+        from fedlora_envs.tasks.live_options import LiveOptions, make_live
+
+        return make_live(parse_section(LiveOptions, live or {}, "live."), episodes, order)
+    if live:
+        raise ConfigError("live = {...} has options of the live task: set task = 'live' as well, or leave them out")
     if isinstance(source, str | Path):
         from fedlora_envs.tasks.recorded import load_recorded
 
@@ -42,9 +56,9 @@ def make_task(source: TaskSource, episodes: int) -> Task:
     return task
 
 
-def _remote(task: TaskSource, episodes: int, options: dict[str, Any]) -> RemoteFineTuning:
+def _remote(task: TaskSource, live: Mapping[str, Any] | None, episodes: int, options: dict[str, Any]) -> RemoteFineTuning:
     config = parse_section(RemoteConfig, options)
-    return RemoteFineTuning(make_task(task, episodes), config)
+    return RemoteFineTuning(make_task(task, episodes, live, config.order), config)
 
 
 class RemoteFineTuningEnv(RankAllocationEnv):
@@ -91,13 +105,30 @@ class RemoteFineTuningEnv(RankAllocationEnv):
     at the best rate.
 
     ## Arguments
-    `task`: name or path of a recorded response (default: "minilm-trec", which is packaged), a task, or a function from a number
-    of episodes to a task. All others are those of `fedlora_envs.remote.RemoteConfig`.
+    `task`: name or path of a recorded response (default: "minilm-trec", which is packaged), "live", a task, or a function from a
+    number of episodes to a task. All others but `live` are those of `fedlora_envs.remote.RemoteConfig`.
 
     ```python
     import gymnasium, fedlora_envs.gym_envs
     env = gymnasium.make("fedlora/RemoteFineTuning-v0", channel="markov", csi_delay=1, budget_s=8.0)
     ```
+
+    With `task="live"` the real model is fine-tuned in every step (seconds, not microseconds), by default just as it was when
+    "minilm-trec" was recorded. `live` changes that; an option that is left out is as recorded:
+
+    | Key of `live` | Meaning |
+    | --- | --- |
+    | like | response model whose recorded run is taken, by name or file ("minilm-trec") |
+    | run | run file to take instead |
+    | set | list of changes of the run: "device=cuda", "training.lr=0.005" |
+    | local_steps | mini-batches of one step |
+    | heldout | held-out examples to measure on |
+
+    ```python
+    env = gymnasium.make("fedlora/RemoteFineTuning-v0", task="live", live={"set": ["device=cuda"]}, loss="heldout")
+    ```
+
+    Environments with equal runs share model and data within a process.
 
     `info` of a step: bits, latency_s, energy_j, cost (slots by which the message was too long), load, utility, feasible, snr_db;
     loss and accuracy where they were measured.
@@ -106,19 +137,30 @@ class RemoteFineTuningEnv(RankAllocationEnv):
     * v0: first version
     """
 
-    def __init__(self, task: TaskSource = "minilm-trec", render_mode: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        task: TaskSource = "minilm-trec",
+        live: Mapping[str, Any] | None = None,
+        render_mode: str | None = None,
+        **options: Any,
+    ) -> None:
         self.render_mode = render_mode
-        super().__init__(_remote(task, 1, options))
+        super().__init__(_remote(task, live, 1, options))
 
 
 class RemoteFineTuningVectorEnv(RankAllocationVectorEnv):
     """Many of `RemoteFineTuningEnv` at once, in arrays (see there)."""
 
     def __init__(
-        self, num_envs: int = 1, task: TaskSource = "minilm-trec", render_mode: str | None = None, **options: Any
+        self,
+        num_envs: int = 1,
+        task: TaskSource = "minilm-trec",
+        live: Mapping[str, Any] | None = None,
+        render_mode: str | None = None,
+        **options: Any,
     ) -> None:
         self.render_mode = render_mode
-        super().__init__(_remote(task, num_envs, options))
+        super().__init__(_remote(task, live, num_envs, options))
 
 
 # Name: what both classes' names begin with.

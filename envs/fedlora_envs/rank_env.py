@@ -43,7 +43,7 @@ class Step:
         terminated: Whether the episode ended by itself (nothing feasible left), `[E]`.
         truncated: Whether it ended by its horizon, `[E]`.
         info: Raw terms, `[E]` each: bits, latency_s, energy_j, cost (how far a constraint was missed, 0: kept), utility,
-            feasible, loss, accuracy.
+            feasible (share of rank vectors that were, or a flag), loss, accuracy.
     """
 
     observation: Observation

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from fedlora.config import ConfigSection
 from fedlora.errors import ConfigError
-from fedlora.federation.policy import Links, Observation
+from fedlora.federation.policy import Allowance, Links, Observation
 from fedlora.ranks import Costs
 from fedlora_envs.rank_env import Flags, Floats, Ranks, Step, Truth
 from fedlora_envs.remote_link import LevelLink, replaced
@@ -264,6 +264,13 @@ class RemoteFineTuning:
         fits: Floats = np.maximum(rate_bps * np.minimum(self.config.latency_s, self.airtime_left_s), 1.0) / 8.0
         return fits
 
+    def _allowance(self) -> Allowance | None:
+        """Return what is left of the episode's airtime."""
+        if self.config.budget_s is None:
+            return None
+        left_s = np.maximum(self.airtime_left_s, 1e-12)
+        return Allowance(self.airtime_left_s / self.config.budget_s, 8.0 / self._link.known_rate_bps / left_s)
+
     def _worth_seen(self) -> Floats:
         if self._gains is None:
             self._gains = self.task.gains()
@@ -280,7 +287,7 @@ class RemoteFineTuning:
         links = Links(
             uplink_snr_db=link.known_snr_db, uplink_bps=link.known_rate_bps, downlink_bps=link.known_rate_bps,
             age_rounds=np.full(count, config.csi_delay), outage=budget * 8.0 < self._smallest_bits, compute_bps=unlimited,
-            energy_left_j=unlimited, deadline_s=config.latency_s,
+            energy_left_j=unlimited, deadline_s=config.latency_s, allowance=self._allowance(),
         )  # fmt: skip
         return Observation(
             round=int(min(self._step.max(initial=0) + 1, self.horizon)), rounds=self.horizon, clients=np.arange(count),

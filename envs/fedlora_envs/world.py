@@ -11,13 +11,14 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedlora.errors import ConfigError
+from fedlora.federation.policy import Allowance
 from fedlora.federation.policy import Links as LinkView
 from fedlora.federation.world import WorldSetup
 from fedlora.streams import stream
 from fedlora_envs.availability import OnOff
 from fedlora_envs.band_links import BandLinks
 from fedlora_envs.config import WorldConfig
-from fedlora_envs.energy import Battery
+from fedlora_envs.energy import Battery, round_energy
 from fedlora_envs.exchange import Exchange, Replies
 from fedlora_envs.links import Links
 from fedlora_envs.outcome import Fate, Outcome
@@ -117,7 +118,18 @@ class RadioWorld:
             energy_left_j=self.battery.left_j[clients],
             deadline_s=self.deadline_s,
             compute_s=self.workers.expected_s(clients),
+            allowance=self._allowance(clients, up_bps),
         )
+
+    def _allowance(self, clients: Clients, up_bps: Floats) -> Allowance | None:
+        """Return what is left of the batteries, and what a byte of the uplink takes of it; None on the mains."""
+        if self.config.energy.battery_j is None:
+            return None
+        left_j, nothing = self.battery.left_j[clients], np.zeros(len(clients))
+        with np.errstate(divide="ignore"):
+            sending_s = 8.0 / up_bps
+        spent = round_energy(self.workers.radio, nothing, nothing, sending_s, sending_s * self.config.uplink.tdd_share)
+        return Allowance(left_j / self.battery.capacity_j[clients], spent.uplink_j / np.maximum(left_j, 1e-12))
 
     def client_rows(self) -> dict[int, dict[str, Any]]:
         """Return the columns of clients.jsonl for the last exchange."""

@@ -18,6 +18,19 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Allowance:
+    """A budget that has to last for the whole run (airtime, a battery), as each client has it, `[clients]`.
+
+    Attributes:
+        left: Share of it that is left, 0..1.
+        per_byte: Share of what is left that a byte of the uplink takes at the estimated rate; inf where nothing gets through.
+    """
+
+    left: Floats
+    per_byte: Floats
+
+
+@dataclass(frozen=True)
 class Links:
     """What the server knows of the clients drawn for a round before it sends anything; arrays over these clients, `[clients]`.
 
@@ -31,6 +44,7 @@ class Links:
         energy_left_j: Energy left in the battery; infinite on mains.
         deadline_s: Deadline of the round, the same for all; infinite where there is none.
         compute_s: How long the round's local training is expected to take; None where the world was not told the work.
+        allowance: What is left of a budget over the whole run; None where there is none.
     """
 
     uplink_snr_db: Floats
@@ -42,6 +56,7 @@ class Links:
     energy_left_j: Floats
     deadline_s: float
     compute_s: Floats | None = None
+    allowance: Allowance | None = None
 
 
 @dataclass(frozen=True)
@@ -80,13 +95,23 @@ class Observation:
 
 @dataclass(frozen=True)
 class PolicySetup:
-    """What a policy knows for the whole run: seed, number of clients, caps and units per site, bytes by rank."""
+    """What a policy knows for the whole run.
+
+    Attributes:
+        seed: Root of its randomness.
+        clients: Clients of the run.
+        caps: Largest rank per site, `[sites]`.
+        units: Step between legal ranks, `[sites]`.
+        costs: Bytes by rank.
+        sites: Names of the sites, in canonical order; empty where nobody told.
+    """
 
     seed: int
     clients: int
     caps: Ranks
     units: Ranks
     costs: Costs | None = None
+    sites: tuple[str, ...] = ()
 
 
 class Policy(Protocol):

@@ -270,7 +270,8 @@ def policy_of(bench: Workbench) -> tuple[Policy, PolicySetup]:
     config = bench.config
     caps = np.array([adapter.cap for adapter in bench.adapters], np.int64)
     units = np.array([adapter.unit for adapter in bench.adapters], np.int64)
-    setup = PolicySetup(config.seed, config.clients, caps, units, costs_of(bench))
+    names = tuple(adapter.site.name for adapter in bench.adapters)
+    setup = PolicySetup(config.seed, config.clients, caps, units, costs_of(bench), names)
     return make_policy(config.policy.name, config.policy.options, setup), setup
 
 

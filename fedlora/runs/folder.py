@@ -75,23 +75,9 @@ class RunFolder:
         except ConfigError as error:
             raise RunFolderError(f"{path / 'config.toml'} is not what a run wrote: {error}") from None
 
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Hold the run for this process; the system lets go of it however the process ends.
-
-        Raises:
-            RunFolderError: Another process works on it.
-        """
-        with (self.path / "config.toml").open("rb") as file:
-            try:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunFolderError(f"another process works on {self.path}. Wait until it ends, or stop it") from None
-            except (ImportError, OSError):  # not everywhere are there locks
-                pass
-            yield
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the run for this process (see `hold`)."""
+        return hold(self.path)
 
     @property
     def checkpoints(self) -> Path:
@@ -109,11 +95,7 @@ class RunFolder:
 
     def append(self, log: str, rows: list[dict[str, Any]]) -> None:
         """Append rows to metrics.jsonl or clients.jsonl and wait until the disk has them; what is not finite becomes null."""
-        path = self.log(log)
-        with disk_errors(path), path.open("ab") as file:
-            file.write("".join(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        append_rows(self.log(log), rows)
 
     def rows(self, log: str = "metrics") -> list[dict[str, Any]]:
         """Return the rows of a log."""
@@ -142,11 +124,43 @@ class RunFolder:
         for log in LOGS:
             want = lengths.get(log, 0)
             if have[log] > want:
-                with disk_errors(self.log(log)):
-                    os.truncate(self.log(log), want)
+                cut(self.log(log), want)
         for folder in (self.path, self.checkpoints):
             if folder.is_dir():
                 sweep(folder)
+
+
+@contextlib.contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """Hold the folder of a run for this process; the system lets go of it however the process ends.
+
+    Raises:
+        RunFolderError: Another process works on it.
+    """
+    with (path / "config.toml").open("rb") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunFolderError(f"another process works on {path}. Wait until it ends, or stop it") from None
+        except (ImportError, OSError):  # not everywhere are there locks
+            pass
+        yield
+
+
+def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Append rows to a log of JSON lines and wait until the disk has them; what is not finite becomes null."""
+    with disk_errors(path), path.open("ab") as file:
+        file.write("".join(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def cut(path: Path, length: int) -> None:
+    """Cut a log back to a length in bytes."""
+    with disk_errors(path):
+        os.truncate(path, length)
 
 
 def holds_run(path: Path) -> bool:

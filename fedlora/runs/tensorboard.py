@@ -21,24 +21,25 @@ class Events:
     Args:
         path: The event file; its folder is made when the first event is written.
         enabled: False writes nothing.
+        step: What is counted: the column that holds its number, and the first part of every tag.
     """
 
-    def __init__(self, path: Path, enabled: bool) -> None:
-        self.path, self.enabled = path, enabled
+    def __init__(self, path: Path, enabled: bool, step: str = "round") -> None:
+        self.path, self.enabled, self.step = path, enabled, step
 
     def round(self, row: dict[str, Any], clients: list[dict[str, Any]]) -> None:
-        """Append one round (RunFolderError where the disk refuses)."""
+        """Append one round, or whatever else is counted (RunFolderError where the disk refuses)."""
         if not self.enabled:
             return
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        numbers = {name: value for name, value in row.items() if name != "round" and isinstance(value, int | float)}
-        values = [Summary.Value(tag=f"round/{name}", simple_value=value) for name, value in numbers.items()]
+        numbers = {name: value for name, value in row.items() if name != self.step and isinstance(value, int | float)}
+        values = [Summary.Value(tag=f"{self.step}/{name}", simple_value=value) for name, value in numbers.items()]
         if clients:
-            values.append(Summary.Value(tag="round/ranks", histo=_histogram(np.array([client["ranks"] for client in clients]))))
-        event = Event(wall_time=time.time(), step=row["round"], summary=Summary(value=values))
+            values.append(Summary.Value(tag=f"{self.step}/ranks", histo=_histogram(np.array([client["ranks"] for client in clients]))))
+        event = Event(wall_time=time.time(), step=row[self.step], summary=Summary(value=values))
         with disk_errors(self.path):
             self.path.parent.mkdir(exist_ok=True)
             with self.path.open("ab") as file:

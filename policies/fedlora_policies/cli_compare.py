@@ -38,6 +38,8 @@ def command(
         typer.echo(json.dumps(json.loads(written[0].read_text(encoding="utf-8")), indent=2))
         return
     console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a file has no edge to fold tables at
     for table in tables(found):
         console.print(table)
     note = "± is half a 95 % interval; * marks paired differences whose interval excludes 0; ρ: rank correlation of rank and SNR"

@@ -19,15 +19,13 @@ from pydantic import Field
 from fedlora.config import ConfigSection, parse_section, read_overrides, read_toml
 from fedlora.errors import ConfigError, FedLoRAError, suggest
 from fedlora.federation.policy import POLICIES
+from fedlora_policies.learners import TEST_SEEDS, VALIDATION_SEEDS
+from fedlora_policies.reach import Reach, reaches
 from fedlora_policies.rollout import Episodes, make_core, play
 from fedlora_policies.statistics import Interval, bootstrap, difference, interquartile_mean, mean, normalised, rank_correlation
 
 Floats = NDArray[np.float64]
 Say = Callable[[str], None]
-
-TRAIN_SEEDS = range(0, 10_000)
-VALIDATION_SEEDS = range(10_000, 10_100)
-TEST_SEEDS = range(20_000, 20_050)
 
 
 class PolicyEntry(ConfigSection):
@@ -75,6 +73,9 @@ class Row:
         terms: Means over episodes: bytes, latency_s, energy_j, cost, violations, feasible, loss, accuracy, mean_rank; those
             that nobody measured are None.
         bytes: Mean bytes per episode, with its interval.
+        differences: Mean paired differences to the reference in bytes and latency_s per episode, and in the loss and accuracy
+            at its end where all were measured.
+        reach: What it takes to get to the loss, or accuracy, that the reference ends with, where every step was measured.
         snr_correlation: Spearman's correlation of mean rank and SNR over all decisions; None where one does not vary.
     """
 
@@ -87,14 +88,19 @@ class Row:
     normalised: Interval | None
     terms: dict[str, float | None]
     bytes: Interval
+    differences: dict[str, Interval]
+    reach: dict[str, Reach]
     snr_correlation: float | None
 
     def plain(self) -> dict[str, Any]:
         """Return it as plain data."""
+        differences = {key: item.plain() for key, item in self.differences.items()}
+        reach = {key: item.plain() for key, item in self.reach.items()}
         return {
             "policy": self.label, "options": self.options, "score": self.score.plain(), "iqm": self.iqm.plain(),
             "difference": self.difference.plain(), "normalised": self.normalised.plain() if self.normalised else None,
-            "bytes": self.bytes.plain(), **self.terms, "snr_correlation": self.snr_correlation, "scores": self.scores.tolist(),
+            "bytes": self.bytes.plain(), "differences": differences, "reach": reach, **self.terms,
+            "snr_correlation": self.snr_correlation, "scores": self.scores.tolist(),
         }  # fmt: skip
 
 
@@ -167,7 +173,9 @@ def _world(config: CompareConfig, world: str, say: Say) -> list[Row]:
         except ConfigError as error:
             raise ConfigError(f"world '{world}', policy '{label}': {error}") from None
     scores = {label: np.stack([run.score(config.metric) for run in runs]) for label, (_, runs) in played.items()}
-    return [_row(config, label, chosen, runs, scores) for label, (chosen, runs) in played.items()]
+    reach = reaches({label: runs for label, (_, runs) in played.items()}, config.reference, config.draws, config.seed)
+    base = played[config.reference][1]
+    return [_row(config, label, chosen, runs, scores, base, reach[label]) for label, (chosen, runs) in played.items()]
 
 
 class _Ground:
@@ -225,10 +233,26 @@ def _best_of(tried: list[Episodes], test: _Ground) -> Episodes:
         overall.mean_ranks,
         overall.snr_db,
         overall.channel,
+        {key: _picked([item.course[key] for item in tried], best) for key in overall.course},
     )
 
 
-def _row(config: CompareConfig, label: str, options: dict[str, Any], runs: list[Episodes], scores: dict[str, Floats]) -> Row:
+def _picked(arrays: list[Floats], best: NDArray[np.int64]) -> Floats:
+    """Return each episode's column from the array of its best; arrays of plays that ended early are shorter."""
+    steps = max(len(array) for array in arrays)
+    stacked = np.stack([np.pad(array, ((0, steps - len(array)), (0, 0)), constant_values=np.nan) for array in arrays])
+    return np.asarray(stacked[best, :, np.arange(len(best))].T)
+
+
+def _row(
+    config: CompareConfig,
+    label: str,
+    options: dict[str, Any],
+    runs: list[Episodes],
+    scores: dict[str, Floats],
+    base: list[Episodes],
+    reach: dict[str, Reach],
+) -> Row:
     own = scores[label]
 
     def interval(values: Floats, statistic: Callable[[Floats], Floats] = mean) -> Interval:
@@ -250,8 +274,19 @@ def _row(config: CompareConfig, label: str, options: dict[str, Any], runs: list[
         normalised(own, scores[config.low], scores[config.high], draws=config.draws, seed=config.seed),
         terms | {"mean_rank": float(ranks.mean())},
         interval(np.stack([run.sums["bytes"] for run in runs])),
+        _differences(config, runs, base),
+        reach,
         rank_correlation(ranks, snr_db) if len(snr_db) == len(ranks) else None,
     )
+
+
+def _differences(config: CompareConfig, runs: list[Episodes], base: list[Episodes]) -> dict[str, Interval]:
+    found = {}
+    for key in ("bytes", "latency_s", "loss", "accuracy"):
+        own, theirs = (np.stack([(run.final if key in run.final else run.sums)[key] for run in part]) for part in (runs, base))
+        if not np.isnan(own).any() and not np.isnan(theirs).any():
+            found[key] = difference(own, theirs, draws=config.draws, seed=config.seed)
+    return found
 
 
 def _average(values: list[Floats]) -> float | None:

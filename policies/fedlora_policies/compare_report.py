@@ -24,8 +24,14 @@ _SHAPES = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def tables(found: Comparison) -> list[Table]:
-    """Return one table per world; intervals are 95 %."""
-    return [_table(found, world, rows) for world, rows in found.worlds.items()]
+    """Return one table per world, and one of what equal accuracy (or loss) takes where it was measured; intervals are 95 %."""
+    tables = []
+    for world, rows in found.worlds.items():
+        tables.append(_table(found, world, rows))
+        measure = next((key for key in ("accuracy", "loss") if all(key in row.reach for row in rows)), None)
+        if measure is not None:
+            tables.append(_reach_table(found.config.reference, world, rows, measure))
+    return tables
 
 
 def _table(found: Comparison, world: str, rows: list[Row]) -> Table:
@@ -34,7 +40,17 @@ def _table(found: Comparison, world: str, rows: list[Row]) -> Table:
         title=f"{world}: {config.metric} over {config.episodes} test episodes", title_justify="left", title_style="bold"
     )
     table.add_column("policy")
-    for head in (config.metric, f"less {config.reference}", "normalised", "sent", "feasible", "rank", "ρ(SNR)"):
+    for head in (
+        config.metric,
+        f"less {config.reference}",
+        "normalised",
+        "accuracy",
+        "sent",
+        "airtime",
+        "feasible",
+        "rank",
+        "ρ(SNR)",
+    ):
         table.add_column(head, justify="right")
     for row in rows:
         table.add_row(
@@ -42,12 +58,42 @@ def _table(found: Comparison, world: str, rows: list[Row]) -> Table:
             f"{row.score.value:.4g}",
             "-" if row.label == config.reference else _about(row.difference) + (" *" if row.difference.excludes(0.0) else "  "),
             "-" if row.normalised is None else f"{row.normalised.value:.3f}",
+            "-" if row.terms["accuracy"] is None else f"{row.terms['accuracy']:.3f}",
             size(row.bytes.value),
+            f"{row.terms['latency_s']:.2f} s",
             f"{100 * (row.terms['feasible'] or 0.0):.1f} %",
             f"{row.terms['mean_rank']:.2f}",
             "-" if row.snr_correlation is None else f"{row.snr_correlation:.2f}",
         )
     return table
+
+
+def _reach_table(reference: str, world: str, rows: list[Row], measure: str) -> Table:
+    title = f"{world}: until the {measure} that {reference} ends with"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("policy")
+    for head in ("get there", "sent", f"less {reference}", "airtime", f"less {reference}"):
+        table.add_column(head, justify="right")
+    for row in rows:
+        found, own = row.reach[measure], row.label == reference
+        sent, airtime = found.less["bytes"], found.less["latency_s"]
+        table.add_row(
+            row.label,
+            f"{100 * found.share:.0f} %",
+            size(found.spent["bytes"].value),
+            "-" if own else _share(sent, found.spent["bytes"].value - sent.value),
+            f"{found.spent['latency_s'].value:.2f} s",
+            "-" if own else _share(airtime, found.spent["latency_s"].value - airtime.value),
+        )
+    return table
+
+
+def _share(interval: Interval, base: float) -> str:
+    """Return a difference and half its interval in percent of what the reference takes."""
+    if base <= 0:
+        return "-"
+    half = (interval.high - interval.low) / 2
+    return f"{100 * interval.value / base:+.1f} ± {100 * half / base:.1f} %" + (" *" if interval.excludes(0.0) else "  ")
 
 
 def _options(row: Row) -> str:
@@ -108,7 +154,8 @@ def _draw(axes: Axes, rows: list[Row], config: CompareConfig) -> None:
             fmt=_SHAPES[index // len(_COLOURS) % len(_SHAPES)], color=_COLOURS[index % len(_COLOURS)], label=row.label,
             markersize=6, elinewidth=1, capsize=2,
         )  # fmt: skip
-    front = pareto([(row.bytes.value, row.score.value) for row in rows if row.label != config.high])
+    bound = {label for label, entry in config.policies.items() if (entry.name or label) == "oracle"}
+    front = pareto([(row.bytes.value, row.score.value) for row in rows if row.label not in bound])
     axes.plot(*zip(*front, strict=True), color="0.6", linewidth=1, zorder=0)
     axes.grid(alpha=0.3)
     low, high = (next(row.score.value for row in rows if row.label == label) for label in (config.low, config.high))

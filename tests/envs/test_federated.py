@@ -131,7 +131,8 @@ def test_the_arithmetic_of_a_round_by_hand() -> None:
     """One client at a fixed SNR: 10 dB over 100 MHz is 346 Mbit/s both ways, a Raspberry Pi 5 computes at its tier's speed."""
     world = {"levels": {"values_db": [10.0]}, "rate": {"model": "shannon"}, **CALM}
     pi = tier("raspberry_pi_5")
-    env = begun(world="airllm", clients=1, world_options=world, flops=0.5 * pi.flops, deadline_s=1.0, energy_budget_j=None)
+    calm = {"world": "airllm", "world_options": world, "clients": 1, "energy_budget_j": None, "round_steps": 4.0}
+    env = begun(**calm, flops=0.5 * pi.flops, deadline_s=1.0)
     rate_bps = 1e8 * np.log2(11)
     ranks = at(env, 0.5)
     sent = int(env.costs.bytes(ranks)[0])

@@ -16,11 +16,13 @@ from fedlora.errors import ConfigError, FedLoRAError
 from fedlora.federation.policy import POLICIES, Observation, PolicySetup, Ranks
 from fedlora.ranks import Costs
 from fedlora.registry import Entry
-from fedlora_policies.compare import TEST_SEEDS, TRAIN_SEEDS, VALIDATION_SEEDS, compare, parse_compare, read_compare
+from fedlora_policies.compare import compare, parse_compare, read_compare
 from fedlora_policies.compare_report import pareto, tables, write
+from fedlora_policies.learners import TEST_SEEDS, TRAIN_SEEDS, VALIDATION_SEEDS
 from fedlora_policies.rollout import make_core, play, with_floor
 from rank_problem import RankProblem
 
+LIVE = Path(__file__).parents[2] / "experiments" / "live" / "remote.toml"
 TREE: dict[str, Any] = {
     "env": "rank_problem:problem",
     "episodes": 12,
@@ -228,6 +230,14 @@ def test_the_shipped_file_is_sound() -> None:
     config = read_compare(None, ["episodes=20", "policies.greedy.options.backoff=0.9"])
     assert config.episodes == 20 and config.policies["greedy"].options == {"backoff": 0.9}
     assert list(config.worlds) == ["published", "markov+budget", "markov+delay"]
+
+
+def test_the_comparison_on_the_real_model_is_sound() -> None:
+    """It is not run here, but in the same world as the shipped comparison."""
+    config, shipped = read_compare(LIVE, []), read_compare(None, [])
+    world = shipped.options | shipped.worlds["markov+budget"]
+    assert config.options == world | {"task": "live", "measure": "every"} and config.worlds == {"default": {}}
+    assert config.reference == "fixed" and config.policies["fixed"] == shipped.policies["fixed"]
 
 
 def test_the_command(tmp_path: Path) -> None:

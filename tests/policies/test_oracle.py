@@ -138,7 +138,7 @@ def test_share_and_price_make_it_save() -> None:
 
 @pytest.mark.parametrize("options", [{"price": -1}, {"share": 0}, {"width": 0}])
 def test_options_that_do_not_fit_are_one_error(options: dict[str, float]) -> None:
-    setup = ClairvoyantSetup(0, 1, CAPS, UNITS, COSTS, RankProblem(1).truth)
+    setup = ClairvoyantSetup(0, 1, CAPS, UNITS, COSTS, truth=RankProblem(1).truth)
     assert isinstance(make_policy("oracle", {}, setup), OraclePolicy)
     with pytest.raises(ConfigError, match=f"policy.options.{next(iter(options))} = "):
         make_policy("oracle", options, setup)

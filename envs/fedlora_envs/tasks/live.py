@@ -14,7 +14,7 @@ from fedlora.adapters.prefix import PrefixAdapter
 from fedlora.config import DataConfig, RunConfig
 from fedlora.data.features import Corpus, read_corpus, text_features
 from fedlora.errors import ConfigError, TrainingError, suggest
-from fedlora.federation.workbench import build
+from fedlora.federation.workbench import Workbench, build
 from fedlora.streams import stream
 from fedlora.training.batches import Indices, plan
 from fedlora.training.chunks import chunk_size, train_in_chunks
@@ -43,14 +43,23 @@ class LiveTask:
         heldout: Examples that `measure` uses: training examples that are never trained on. The test set stays untouched.
         order: Which components a rank keeps: the first, as AirLLM does, or, with "importance", those that carry most: after each
             step the components of every site are put in the order of their norm, which changes nothing else.
+        bench: Model and data of `alone(config, local_steps)` where they are loaded already. Tasks may share one; they take turns.
 
     Raises:
         FedLoRAError: Whatever of the configuration cannot work.
     """
 
-    def __init__(self, config: RunConfig, episodes: int, local_steps: int = 5, heldout: int = 64, order: Order = "index") -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        episodes: int,
+        local_steps: int = 5,
+        heldout: int = 64,
+        order: Order = "index",
+        bench: Workbench | None = None,
+    ) -> None:
         self.config = alone(config, local_steps)
-        self.bench = build(self.config)
+        self.bench = bench or build(self.config)
         self.sites = Sites.of(self.bench.adapters)
         if not all(isinstance(adapter, PrefixAdapter) for adapter in self.bench.adapters):
             raise ConfigError(f"adapter.method = '{config.adapter.method}' has no components to cut: use 'triplet' or 'lora'")
@@ -70,6 +79,8 @@ class LiveTask:
         self._starts = [self._first] * episodes
         self._keys = [0] * episodes
         self._taken = np.zeros(episodes, np.int64)
+        # Per episode what `measure` found last: adapter, ranks, loss, accuracy.
+        self._measured: list[tuple[Start | None, Ranks, float, float]] = [(None, np.zeros(0, np.int64), 0.0, 0.0)] * episodes
         self._corpus: Corpus | None = None
 
     def begin(self, which: Chosen, seeds: NDArray[np.uint64], numbers: NDArray[np.int64], fresh: bool) -> None:
@@ -123,10 +134,21 @@ class LiveTask:
 
     def measure(self, ranks: Ranks) -> tuple[Floats, Floats]:
         """Return held-out (loss, accuracy) with everything beyond `ranks` `[E, L]` cut off, `[E]` each."""
-        cut = [self._cut(episode, [int(rank) for rank in own]) for episode, own in enumerate(ranks)]
+        # Over, or cut as before and not trained since: an evaluation costs as much as a third of a step.
+        anew = [
+            episode
+            for episode, (start, own) in enumerate(zip(self._starts, ranks, strict=True))
+            if self._measured[episode][0] is not start or not np.array_equal(self._measured[episode][1], own)
+        ]
+        cut = [self._cut(episode, [int(rank) for rank in ranks[episode]]) for episode in anew]
         backbone, batch_size = self.bench.backbone, self.config.evaluation.batch_size
         accuracy, loss = evaluate_many(backbone, self.bench.train, self.heldout, cut, batch_size).summary()
-        return loss, accuracy
+        for episode, *found in zip(anew, loss, accuracy, strict=True):
+            self._measured[episode] = (self._starts[episode], ranks[episode].copy(), *found)
+        return (
+            np.array([found[2] for found in self._measured], np.float64),
+            np.array([found[3] for found in self._measured], np.float64),
+        )
 
     def gains(self) -> Floats:
         """Return the squared Frobenius norm of each component's update, `[E, L, cap]`.

@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from fedlora_policies.airllm.coarse import PpoConfig, RefinedVecEnv, make_ppo
 from fedlora_policies.airllm.diffusion import Codec, DiffusionConfig, Refiner
-from fedlora_policies.sb3_env import RankVecEnv
+from fedlora_policies.sb3_env import CoreVecEnv
 
 Ranks = NDArray[np.int64]
 
@@ -38,7 +38,7 @@ class AirLLM:
     """The published method over a rank environment.
 
     Args:
-        env: Environments, each with one rank vector per step.
+        env: Environments, each member with one rank vector per step.
         ppo: PPO's constants.
         diffusion: The refiner's constants.
         seed: Of weights, actions and noise.
@@ -47,7 +47,7 @@ class AirLLM:
 
     def __init__(
         self,
-        env: RankVecEnv,
+        env: CoreVecEnv,
         ppo: PpoConfig | None = None,
         diffusion: DiffusionConfig | None = None,
         seed: int = 0,
@@ -55,11 +55,11 @@ class AirLLM:
     ) -> None:
         diffusion = diffusion or DiffusionConfig()
         counts = np.asarray(env.action_space.nvec, np.int64)  # type: ignore[attr-defined]
-        high = env.env.core.costs.caps
+        high = env.core.costs.levels
         low = int((high - counts + 1).min())
         self.refiner = Refiner(len(counts), Codec(low, high, diffusion.decode), diffusion, seed)
         self.env = RefinedVecEnv(env, self.refiner, shuffle, seed)
-        self.ppo: PPO = make_ppo(self.env, ppo or PpoConfig(), env.env.core.horizon, seed)
+        self.ppo: PPO = make_ppo(self.env, ppo or PpoConfig(), env.core.horizon, seed)
         self.history = History()
 
     def train(self, episodes: int, watch: Callable[[History], None] | None = None) -> History:
@@ -107,7 +107,7 @@ class _Alternate(BaseCallback):
         env = self._method.env
         self._rewards.append(float(np.mean(self.locals["rewards"])))
         self._ranks.append(float(env.ranks.mean()))
-        inner: RankVecEnv = env.venv  # type: ignore[assignment]
+        inner: CoreVecEnv = env.venv  # type: ignore[assignment]
         self._feasible.append(float(np.mean(inner.last["feasible"].astype(float))))
         return True
 

@@ -13,7 +13,7 @@ from scipy.optimize import isotonic_regression
 
 from fedlora.config import RunConfig
 from fedlora.errors import ConfigError, TrainingError
-from fedlora.training.evaluation import evaluate
+from fedlora.training.evaluation import evaluate, evaluate_many
 from fedlora.training.local import Start
 from fedlora_envs.tasks.live import LiveTask
 from fedlora_envs.tasks.worths import falling, with_prior
@@ -231,3 +231,28 @@ def test_a_fine_tune_that_diverges_is_one_error(ground: Ground) -> None:
     with pytest.raises(TrainingError, match=r"episode \d: non-finite .*Lower training.lr"):
         for _ in range(3):
             task.train(ranks_of(task, 4, 4, 4), ALL)
+
+
+def test_nothing_is_measured_twice(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What did not change since is not measured again; what did, in any way, is."""
+    asked: list[int] = []
+
+    def counted(backbone: Any, prepared: Any, indices: Any, starts: Any, batch_size: int) -> Any:
+        asked.append(len(starts))
+        return evaluate_many(backbone, prepared, indices, starts, batch_size)
+
+    task, plain = live(ground), live(ground)
+    monkeypatch.setattr("fedlora_envs.tasks.live.evaluate_many", counted)
+    ranks = ranks_of(task, 4, 2, 4)
+    for own in (task, plain):
+        own.train(ranks, ALL)
+    first = task.measure(ranks)
+    for again, changed in ((ranks, 0), (ranks_of(task, 4, 1, 4), 1), (ranks, 1)):
+        before = len(asked)
+        found = task.measure(again)
+        assert asked[before:] == [changed]
+    np.testing.assert_allclose(found, first, rtol=1e-5)
+    task.train(ranks, np.array([False, False, True]))
+    assert not np.array_equal(task.measure(ranks)[0], first[0]) and asked[-1] == 1
+    task.begin(np.array([True, False, False]), SEEDS, NUMBERS, fresh=True)
+    np.testing.assert_allclose(task.measure(ranks)[0][0], live(ground).measure(ranks)[0][0], rtol=1e-5)

@@ -1,0 +1,192 @@
+"""Learned rank policies against rules and against their own controls, on channels that nobody was trained or tuned on.
+
+    python experiments/policies/study.py train      # five seeds of every method in every world; what is there is not repeated
+    python experiments/policies/study.py compare    # test channels, and worlds that are unlike those of the training
+
+Trainings lie in runs/policies-study and go on where a stopped study was. Writes results.json beside this file and prints the
+tables of README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fedlora.files import write_json
+from fedlora.runs.environment import environment
+from fedlora_policies.compare import CompareConfig, PolicyEntry, compare, read_compare
+from fedlora_policies.compare_report import tables
+from fedlora_policies.training import Training, open_training, parse_train
+
+HERE = Path(__file__).parent
+RUNS = Path("runs/policies-study")
+SEEDS = 5
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a policy is trained: its name, iterations, options of the learner, and the worlds where it is."""
+
+    policy: str
+    iterations: dict[str, int]
+    learner: dict[str, Any] = field(default_factory=dict)
+    only: tuple[str, ...] = ()
+
+
+_PLUS = {"published": 15, "markov+budget": 20, "markov+delay": 50, "umi-indoor": 15}
+_LEARNT = ("markov+budget", "markov+delay")
+METHODS = {
+    "airllm-plus": Method("airllm-plus", _PLUS),
+    "ppo": Method("ppo", dict.fromkeys(_PLUS, 100)),
+    "airllm": Method("airllm", dict.fromkeys(_PLUS, 60), {"episodes": 16}),
+    "airllm-plus, shuffled": Method("airllm-plus", _PLUS, {"shuffle": True}, _LEARNT),
+    "airllm-plus, no teachers": Method("airllm-plus", _PLUS, {"lessons": 0}, _LEARNT),
+    "airllm-plus, no teachers, shuffled": Method("airllm-plus", _PLUS, {"lessons": 0, "shuffle": True}, _LEARNT),
+    "airllm-plus, gamma 0": Method("airllm-plus", _PLUS, {"gamma": 0.0}, _LEARNT),
+}
+# In the cell the channels of an iteration are fewer, because each holds five clients; what fading makes late is not priced.
+CELL = {"channels": 16, "copies": 6, "price_lr": 0.0}
+
+# Worlds unlike those of the training, by the world whose policies play in them.
+MARKOV = {"channel": "markov", "evaluate": "sent", "loss": "heldout", "fresh": True}
+UNLIKE: dict[str, dict[str, dict[str, Any]]] = {
+    "markov+budget": {
+        "SNR 5 dB lower": {**MARKOV, "min_rank": 0, "budget_s": 5.0, "levels_db": [-10.0, -5.0, 0.0, 5.0, 10.0]},
+        "SNR 5 dB higher": {**MARKOV, "min_rank": 0, "budget_s": 5.0, "levels_db": [0.0, 5.0, 10.0, 15.0, 20.0]},
+        "5 times as fast": {**MARKOV, "min_rank": 0, "budget_s": 5.0, "move": 1.0},
+        "half the budget": {**MARKOV, "min_rank": 0, "budget_s": 2.5},
+    },
+    "markov+delay": {
+        "SNR 5 dB lower": {**MARKOV, "csi_delay": 2, "levels_db": [-10.0, -5.0, 0.0, 5.0, 10.0]},
+        "SNR 5 dB higher": {**MARKOV, "csi_delay": 2, "levels_db": [0.0, 5.0, 10.0, 15.0, 20.0]},
+        "5 times as fast": {**MARKOV, "csi_delay": 2, "move": 1.0},
+    },
+    "umi-indoor": {
+        "SNR 5 dB lower": {"world_options": {"uplink": {"power_dbm": 18.0}}},
+        "SNR 5 dB higher": {"world_options": {"uplink": {"power_dbm": 28.0}}},
+        "10 times as fast": {"world_options": {"cell": {"speed_kmh": 30.0}}},
+        "uma-macro": {"world": "uma-macro"},
+        "inh-office": {"world": "inh-office"},
+    },
+}
+
+
+def grounds() -> dict[str, CompareConfig]:
+    """Return the comparison that each world belongs to, by world."""
+    single, cell = read_compare(None, []), read_compare(HERE / "federated.toml", [])
+    return {**dict.fromkeys(single.worlds, single), **dict.fromkeys(cell.worlds, cell)}
+
+
+def folder(label: str, world: str, seed: int) -> Path:
+    """Return where a training lies."""
+    return RUNS / label.replace(", ", "-").replace(" ", "_") / world / str(seed)
+
+
+def jobs(only: list[str] | None) -> Iterator[tuple[str, str, int]]:
+    """Return all trainings, those of the first seeds first."""
+    for seed in range(SEEDS):
+        for label, method in METHODS.items():
+            for world in method.only or method.iterations:
+                if only is None or label in only:
+                    yield label, world, seed
+
+
+class Quiet:
+    """Tells nobody."""
+
+    def say(self, text: str) -> None:
+        """Tell nobody."""
+
+    def start(self, config: Any, done: int) -> None:
+        """Tell nobody."""
+
+    def iteration(self, row: dict[str, Any]) -> None:
+        """Tell nobody."""
+
+
+def train(console: Console, only: list[str] | None, part: int, parts: int) -> None:
+    """Train what is not trained yet."""
+    where = grounds()
+    for number, (label, world, seed) in enumerate(jobs(only)):
+        path, method, ground = folder(label, world, seed), METHODS[label], where[world]
+        if number % parts != part or (path / "done").exists():
+            continue
+        learner = dict(method.learner)
+        if world == "umi-indoor" and method.policy == "airllm-plus":
+            learner = {**CELL, **learner}
+        options = {**ground.options, **ground.worlds[world]}
+        tree = {"policy": method.policy, "env": ground.env, "options": options, "learner": learner, "seed": seed}
+        fresh = not (path / "checkpoint.pt").exists()
+        if fresh and path.exists():  # stopped before its first checkpoint
+            for file in path.rglob("*"):
+                if file.is_file():
+                    file.unlink()
+        training = Training(path, parse_train(tree | {"iterations": method.iterations[world]})) if fresh else open_training(path)
+        rows = training.run(Quiet(), resume=not fresh)
+        (path / "done").touch()
+        seconds = sum(row.get("seconds", 0.0) for row in rows)
+        console.print(f"{label}, {world}, seed {seed}: {training.best[1]:.4g} on validation, {seconds:.0f} s", highlight=False)
+
+
+def entries(world: str) -> dict[str, PolicyEntry]:
+    """Return the learned policies that are trained in a world, with a run for each seed."""
+    found = {}
+    for label, method in METHODS.items():
+        files = [folder(label, world, seed) / "policy.safetensors" for seed in range(SEEDS)]
+        runs = [{"file": str(file)} for file in files if (file.parent / "done").exists()]
+        if runs:
+            found[label] = PolicyEntry(name=method.policy, runs=runs)
+    return found
+
+
+def table(console: Console) -> None:
+    """Compare everything, print it and write it down."""
+    out: dict[str, Any] = {"environment": environment(), "seeds": SEEDS, "worlds": {}, "unlike": {}}
+    for world, ground in grounds().items():
+        tree = {**ground.policies, **entries(world)}
+        one = ground.model_copy(update={"worlds": {world: ground.worlds[world]}, "policies": tree})
+        found = compare(one)
+        out["worlds"] |= found.plain()["worlds"]
+        for item in tables(found):
+            console.print(item)
+        if UNLIKE.get(world):
+            learnt = {name: entry for name, entry in entries(world).items() if name in ("airllm-plus", "ppo", "airllm")}
+            away = ground.model_copy(update={"worlds": UNLIKE[world], "policies": {**ground.policies, **learnt}})
+            found = compare(away)
+            out["unlike"][world] = found.plain()["worlds"]
+            for item in tables(found):
+                console.print(item)
+    write_json(HERE / "results.json", lean(out))
+
+
+def lean(tree: Any) -> Any:
+    """Return a tree without the scores of single episodes, which can be had again by the same command; numbers to 6 digits."""
+    if isinstance(tree, dict):
+        return {key: lean(value) for key, value in tree.items() if key != "scores"}
+    if isinstance(tree, list):
+        return [lean(item) for item in tree]
+    return float(f"{tree:.6g}") if isinstance(tree, float) else tree
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "compare"))
+    parser.add_argument("--only", action="append", help="method to train; may be given several times")
+    parser.add_argument("--part", type=int, default=0, help="with --parts n: this share of the trainings, from 0")
+    parser.add_argument("--parts", type=int, default=1)
+    given = parser.parse_args()
+    console = Console(soft_wrap=True, width=160)
+    if given.what == "train":
+        train(console, given.only, given.part, given.parts)
+    else:
+        table(console)
+
+
+if __name__ == "__main__":
+    main()
