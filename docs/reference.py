@@ -12,6 +12,13 @@ from pydantic_core import PydanticUndefined
 
 from fedlora.config import RunConfig
 from fedlora_envs.config import WorldConfig
+from fedlora_envs.federated import FederatedConfig
+from fedlora_envs.remote import RemoteConfig
+from fedlora_policies.airllm.policy import AirllmConfig
+from fedlora_policies.compare import CompareConfig, PolicyEntry
+from fedlora_policies.plus.learner import PlusConfig
+from fedlora_policies.ppo import PpoConfig
+from fedlora_policies.training import TrainConfig
 
 HERE = Path(__file__).parent
 
@@ -42,7 +49,34 @@ def world_options() -> str:
     return "\n".join([*lines, *_tables("World", WorldConfig)])
 
 
-PAGES: dict[str, Callable[[], str]] = {"run-file.md": run_file, "world-options.md": world_options}
+def policy_options() -> str:
+    """Return the page of training, comparing and rank environments."""
+    lines = [
+        "# Keys of training files, comparisons and rank environments",
+        "",
+        "Keys of `fedlora train-policy` and `fedlora compare`, options of the learners (`[learner]`) and of the environments",
+        "(`[options]`, or keyword arguments of `gymnasium.make`). Written from the code by `python docs/reference.py`; a test keeps",
+        "the two equal.",
+        "",
+    ]
+    sections: list[tuple[str, type[BaseModel]]] = [
+        ("Training file", TrainConfig),
+        ("[learner] of airllm-plus", PlusConfig),
+        ("[learner] of airllm", AirllmConfig),
+        ("[learner] of ppo", PpoConfig),
+        ("Comparison", CompareConfig),
+        ("[policies.LABEL] of a comparison", PolicyEntry),
+        ("fedlora/RemoteFineTuning-v0", RemoteConfig),
+        ("fedlora/FederatedRankAllocation-v0", FederatedConfig),
+    ]
+    return "\n".join([*lines, *(line for title, section in sections for line in _table(title, section, ""))])
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "run-file.md": run_file,
+    "world-options.md": world_options,
+    "policy-options.md": policy_options,
+}
 
 
 def _tables(title: str, root: type[BaseModel]) -> list[str]:
@@ -78,6 +112,8 @@ def _values(annotation: Any) -> str:
         "dict[str, float]": "table of numbers",
     }
     text = re.sub(r" \| None|typing\.", "", text) if text not in words else text
+    if "dict[str, " in text and text not in words:
+        return "list of tables" if text.startswith("list") else "tables by name"
     return words.get(text, text.replace("list[str]", "list of texts").replace("list[float]", "list of numbers"))
 
 

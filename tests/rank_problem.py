@@ -51,6 +51,7 @@ class RankProblem:
         self._seeds = self._seeds if seeds is None else np.where(which, seeds, self._seeds)
         self._step, self._over = np.where(which, 0, self._step), self._over & ~which
         self._left = np.where(which, self.allowance, self._left)
+        self._previous = np.where(np.repeat(which, self.rows)[:, None], 0, self._previous)
         draws = uniforms(self._seeds, "channel", self._episode, np.zeros(self.episodes, np.int64), (self.horizon + 1) * self.rows)
         draws = draws.reshape(self.episodes, self.horizon + 1, self.rows).transpose(1, 0, 2).reshape(self.horizon + 1, -1)
         levels = np.empty_like(draws)

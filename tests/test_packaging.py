@@ -128,6 +128,7 @@ def test_wheel_holds_every_file_of_every_package(wheel: Path) -> None:
         or (path.parent.name in {"traces", "responses"} and path.is_file())
     }
     assert {"fedlora/__init__.py", "fedlora/py.typed", "fedlora_policies/__init__.py"} <= expected
+    assert {f"fedlora_envs/data/responses/{name}-trec.json" for name in ("minilm", "smollm2")} <= expected
     assert inside == expected
 
 

@@ -7,7 +7,7 @@ devices and the clock are those of `fedlora simulate` (see `group_links` for wha
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +46,10 @@ class FederatedConfig(ConfigSection):
         0.5, ge=0, description="exponent a of (delivered / clients)^a: what a full round gains; not fitted"
     )
     horizon: int = Field(15, ge=1, description="rounds of an episode")
-    deadline_s: float = Field(2.5, gt=0, description="of a round; later replies are lost")
-    energy_budget_j: float | None = Field(8.0, gt=0, description="energy of all clients over an episode; unset: no limit")
+    deadline_s: float = Field(10.0, gt=0, description="of a round; later replies are lost")
+    energy_budget_j: Annotated[float, Field(gt=0)] | Literal["none"] | None = Field(
+        12.0, description="energy of all clients over an episode; 'none': no limit"
+    )
     budget_of: Literal["radio", "all"] = Field(
         "radio", description="what the budget pays for: sending and receiving, or computing too, which no rank changes"
     )
@@ -56,7 +58,7 @@ class FederatedConfig(ConfigSection):
     flops: float = Field(6e10, ge=0, description="operations of one client's local training in a round")
     base_bytes: int = Field(2048, ge=1, description="bytes of a reply of rank 0 everywhere: task head, schema, checksum")
     number_bytes: int = Field(4, ge=1, description="bytes of one number on the wire")
-    time_weight: float = Field(0.005, ge=0, description="price of a round that lasts until the deadline, in loss")
+    time_weight: float = Field(0.04, ge=0, description="price of a round that lasts until the deadline, in loss")
     energy_weight: float = Field(0.005, ge=0, description="price of a round's even share of the energy budget, in loss")
     energy_ref_j: float | None = Field(None, gt=0, description="energy that costs energy_weight; unset: budget / horizon, or 1 J")
 
@@ -96,7 +98,7 @@ class FederatedRankAllocation:
         self.fleet = GroupFleet(self.world, episodes, config.clients, config.flops)
         self.delay, self._error_db = self.world.csi.delay_rounds, self.world.csi.error_db
         self._down_bits = 8.0 * self.costs.full
-        budget_j = config.energy_budget_j
+        budget_j = None if config.energy_budget_j == "none" else config.energy_budget_j
         self.budget_j = np.inf if budget_j is None else budget_j
         self._energy_ref_j = config.energy_ref_j or (1.0 if budget_j is None else budget_j / config.horizon)
         count = episodes * config.clients

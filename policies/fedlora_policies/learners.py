@@ -86,3 +86,13 @@ def refuse_bad_reward(reward: NDArray[np.floating], iteration: int, step: int, s
         f"the reward of {which} is {float(reward[episode])} in step {step + 1} of iteration {iteration + 1}: "
         "nothing can be learnt from it"
     )
+
+
+def refuse_bad_return(returns: NDArray[np.floating], where: str, seeds: NDArray[Any]) -> None:
+    """Raise TrainingError where the return of an episode is not a finite number, `[E]`, naming the place and its seed, `[E]`."""
+    if not np.isfinite(returns).all():
+        episode = int(np.flatnonzero(~np.isfinite(returns))[0])
+        raise TrainingError(
+            f"the return of the episode with seed {seeds[episode]} is {float(returns[episode])} in {where}: "
+            "nothing can be learnt from it"
+        )

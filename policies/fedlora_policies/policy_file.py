@@ -45,9 +45,10 @@ class PolicyFile:
         """Raise ConfigError unless sites and caps are those that it was trained for."""
         trained, here = self.about["caps"], setup.caps.tolist()
         if trained != here:
+            differs = " in another order" if _sites(trained) == _sites(here) else ""
             raise ConfigError(
-                f"this '{self.policy}' was trained for {_sites(trained)}, and here are {_sites(here)}: it cannot carry over. "
-                "Train one for these, or use 'airllm-plus', which any sites and ranks suit"
+                f"this '{self.policy}' was trained for {_sites(trained)}, and here are {_sites(here)}{differs}: it cannot carry "
+                "over. Train one for these, or use 'airllm-plus', which any sites and ranks suit"
             )
 
 

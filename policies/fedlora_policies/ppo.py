@@ -33,11 +33,11 @@ class PpoConfig(ConfigSection):
     """Options of the learner."""
 
     episodes: int = Field(64, ge=1, description="episodes side by side")
-    lr: float = Field(1e-3, gt=0, description="Adam's step size")
-    epochs: int = Field(10, ge=1, description="passes over a rollout")
-    minibatch: int = Field(240, ge=2, description="decisions of an update")
-    gamma: float = Field(0.99, ge=0, le=1, description="discount; 0: only the step's own reward counts")
-    gae: float = Field(0.95, ge=0, le=1, description="lambda of the advantage estimate")
+    lr: float = Field(3e-3, gt=0, description="Adam's step size")
+    epochs: int = Field(4, ge=1, description="passes over a rollout")
+    minibatch: int = Field(120, ge=2, description="decisions of an update")
+    gamma: float = Field(0.8, ge=0, le=1, description="discount; 0: only the step's own reward counts")
+    gae: float = Field(0.8, ge=0, le=1, description="lambda of the advantage estimate")
     clip: float = Field(0.2, gt=0, description="clip of the likelihood ratio")
     entropy: float = Field(0.0, ge=0, description="weight of the entropy")
     value: float = Field(0.5, ge=0, description="weight of the value loss")

@@ -21,7 +21,7 @@ from fedlora_envs.rank_env import RankEnv
 from fedlora_policies.learners import TRAIN_SEEDS, Say
 from fedlora_policies.sb3_env import RowsVecEnv
 
-# What a pickled core may be made of besides classes of the environment's own package and of fedlora's.
+# What a pickled core may be made of besides classes of fedlora's and of the environment's own packages.
 _NUMPY = {"ndarray", "dtype", "_frombuffer", "_reconstruct", "scalar"}
 _LOSSES = {"policy_loss": "policy_gradient_loss", "value_loss": "value_loss", "entropy_loss": "entropy_loss", "kl": "approx_kl"}
 
@@ -148,15 +148,17 @@ def thawed(data: bytes, like: RankEnv) -> RankEnv:
     Raises:
         pickle.UnpicklingError: The bytes ask for something else, or are damaged.
     """
-    return cast(RankEnv, _Thawing(data, type(like).__module__.partition(".")[0]).load())
+    # Its parts may be of a package of their own: a task, say.
+    own = {type(part).__module__.partition(".")[0] for part in (like, *vars(like).values())}
+    return cast(RankEnv, _Thawing(data, own - {"builtins", "numpy", "torch"}).load())
 
 
 class _Thawing(pickle.Unpickler):
-    """Unpickles instances of the project's classes, of one other package's, and numpy's arrays; calls nothing else."""
+    """Unpickles instances of the project's classes, of some other packages', and numpy's arrays; calls nothing else."""
 
-    def __init__(self, data: bytes, package: str) -> None:
+    def __init__(self, data: bytes, packages: set[str]) -> None:
         super().__init__(io.BytesIO(data))
-        self._packages = {"fedlora", "fedlora_envs", package}
+        self._packages = {"fedlora", "fedlora_envs"} | packages
 
     def find_class(self, module: str, name: str) -> Any:
         top = module.partition(".")[0]

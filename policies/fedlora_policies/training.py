@@ -23,7 +23,7 @@ from fedlora.runs.folder import append_rows, cut, hold, refuse_taken
 from fedlora.runs.tensorboard import Events
 from fedlora_envs.config import merge
 from fedlora_envs.rank_env import RankEnv
-from fedlora_policies.learners import LEARNERS, VALIDATION_SEEDS, Learner
+from fedlora_policies.learners import LEARNERS, VALIDATION_SEEDS, Learner, refuse_bad_return
 from fedlora_policies.rollout import Stage, make_core, play_with
 
 # Less than this share of feasible steps on validation channels makes a policy worse than any that has it.
@@ -60,6 +60,19 @@ class Progress(Protocol):
 
     def iteration(self, row: dict[str, Any]) -> None:
         """An iteration is done: its row of metrics.jsonl."""
+
+
+class Quiet:
+    """Tells nobody how far a training is."""
+
+    def say(self, text: str) -> None:
+        """Tell nobody."""
+
+    def start(self, config: TrainConfig, done: int) -> None:
+        """Tell nobody."""
+
+    def iteration(self, row: dict[str, Any]) -> None:
+        """Tell nobody."""
 
 
 def read_train(path: Path | None, overrides: list[str]) -> TrainConfig:
@@ -169,13 +182,13 @@ class Training:
             began = time.monotonic()
             try:
                 row: dict[str, Any] = {"iteration": learner.iteration + 1, **learner.iterate()}
+                due = learner.iteration % config.validate_every == 0 or learner.iteration == config.iterations
+                if due:
+                    row |= self._measure(learner, validation)
             except TrainingError as error:
                 raise TrainingError(
                     f"{error}. The checkpoint after iteration {self.saved} and the best policy are in {self.path}"
                 ) from None
-            due = learner.iteration % config.validate_every == 0 or learner.iteration == config.iterations
-            if due:
-                row |= self._measure(learner, validation)
             row["seconds"] = round(time.monotonic() - began, 3)
             self._note(row)
             if due:
@@ -186,6 +199,7 @@ class Training:
         """Play the policy as it stands on the validation channels."""
         seeds = np.array(VALIDATION_SEEDS[: self.config.validation_episodes], np.uint64)
         found = play_with(validation, learner.policy(validation.setup(self.config.seed)), self.config.policy, seeds)
+        refuse_bad_return(found.returns, f"validation after iteration {learner.iteration}", seeds)
         return {
             "validation_return": float(found.returns.mean()),
             "validation_feasible": float(found.feasible.mean()),
@@ -204,7 +218,9 @@ class Training:
         scored = (bool(row["validation_feasible"] >= FEASIBLE), float(row["validation_return"]))
         if scored > self.best or not self.policy_file.exists():
             self.best = scored
-            about = {"training": self.config.model_dump(mode="json"), "trained": learner.numbers, "validation": row}
+            # Seconds are nobody's doing: without them, equal trainings write equal files.
+            scores = {name: value for name, value in row.items() if name != "seconds"}
+            about = {"training": self.config.model_dump(mode="json"), "trained": learner.numbers, "validation": scores}
             learner.file(about).save(self.policy_file)
         held = {"learner": learner.state(), "best": list(self.best), "logs": self._lengths(), "iteration": learner.iteration}
         data = io.BytesIO()
@@ -221,14 +237,16 @@ class Training:
         try:
             held = torch.load(path, weights_only=True)
             learner.restore(held["learner"])
+            self.best, self.saved = (bool(held["best"][0]), float(held["best"][1])), learner.iteration
+            lengths = [int(length) for length in held["logs"]]
         except FileNotFoundError:
             raise RunFolderError(
                 f"{self.path} has no checkpoint: it was stopped before the first. Train anew, with another --out"
             ) from None
-        except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            raise RunFolderError(f"the checkpoint {path} cannot be read: {error}. Train anew, with another --out") from None
-        self.best, self.saved = (bool(held["best"][0]), float(held["best"][1])), learner.iteration
-        for log, length in zip(_LOGS, held["logs"], strict=True):
+        except (OSError, RuntimeError, LookupError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            why = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise RunFolderError(f"the checkpoint {path} cannot be read: {why}. Train anew, with another --out") from None
+        for log, length in zip(_LOGS, lengths, strict=True):
             if (self.path / log).exists() or length:
                 if (have := (self.path / log).stat().st_size if (self.path / log).exists() else 0) < length:
                     raise RunFolderError(

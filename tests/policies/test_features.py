@@ -32,7 +32,7 @@ def shown(**fields: Any) -> Observation:
         allowance=Allowance(np.array([0.1, 0.6, 1.0]), np.array([3e-4, 1e-4, 2e-5])),
     )  # fmt: skip
     told: dict[str, Any] = {
-        "links": known, "budget_bytes": np.array([30.0, 600.0, 9000.0]), "gains": GAINS * np.array([1.0, 2.0, 0.5])[:, None, None],
+        "links": known, "budget_bytes": np.array([30.0, 600.0, 9000.0]), "gains": np.stack([GAINS, 2 * GAINS, GAINS / 2]),
         "text": np.array([[0.5, 0.2, 0.1], [0.6, 0.3, 0.0], [0.9, 0.4, 0.2]]),
     }  # fmt: skip
     return replace(look(3, **(told | fields)), previous=np.array([[1, 0, 8], [4, 2, 0], [0, 0, 0]]))
@@ -122,7 +122,7 @@ def test_another_order_of_sites_gives_another_order_of_features() -> None:
 @pytest.mark.parametrize(
     ("names", "depth", "role"),
     [
-        (("e.layer.0.q", "e.layer.0.k", "e.layer.0.v", "e.layer.3.q", "e.layer.3.k", "e.layer.3.v"), [0, 0, 0, 1, 1, 1], [0, 0.5, 1] * 2),
+        (("e.0.q", "e.0.k", "e.0.v", "e.3.q", "e.3.k", "e.3.v"), [0, 0, 0, 1, 1, 1], [0, 0.5, 1] * 2),
         (("h.4.attn", "h.5.attn", "h.6.attn"), [0, 0.5, 1], [0, 0, 0]),
         (("layer.11.a", "layer.2.a", "layer.2.b"), [1, 0, 0], [0, 0, 1]),
         (("t5.layer.1.wi_0", "t5.layer.1.wi_1"), [0, 0], [0, 1]),

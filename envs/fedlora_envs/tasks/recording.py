@@ -151,6 +151,7 @@ def _group(task: LiveTask, numbers: Ranks, horizon: int, seed: int, say: Callabl
     task.begin(which, np.full(task.episodes, seed, np.uint64), padded, fresh=True)
     drawn = [random_ranks(task.sites, horizon, seed, int(number)) for number in padded]
     trained, measured = (np.stack([pair[part] for pair in drawn]) for part in (0, 1))
+    measured[~which] = 0  # places left over are measured once: nothing changes there
     rows: list[dict[str, Any]] = [{"episode": int(number), **{name: [] for name in _COLUMNS}} for number in numbers]
     for step in range(horizon):
         text = task.text()

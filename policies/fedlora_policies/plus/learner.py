@@ -37,22 +37,24 @@ Floats = NDArray[np.float64]
 class PlusConfig(ConfigSection):
     """Options of the learner."""
 
-    lessons: int = Field(256, ge=0, description="channels on which the teachers play first; 0: nothing is imitated")
+    lessons: int = Field(
+        256, ge=0, le=len(TRAIN_SEEDS), description="channels on which the teachers play first; 0: nothing is imitated"
+    )
     imitations: int = Field(800, ge=1, description="updates of imitation")
     batch: int = Field(256, ge=1, description="decisions of such an update")
     imitation_lr: float = Field(2e-3, gt=0, description="Adam's step size there, at its peak")
     hide: float = Field(0.1, ge=0, lt=1, description="share of examples without client features, where guidance is used")
-    channels: int = Field(32, ge=1, description="channels (seeds) of an iteration")
+    channels: int = Field(32, ge=1, le=len(TRAIN_SEEDS), description="channels (seeds) of an iteration")
     copies: int = Field(8, ge=2, description="episodes on each channel, of which one is judged by the others")
     width: int = Field(64, ge=4, description="hidden numbers per site")
     blocks: int = Field(2, ge=1, description="residual blocks of the network")
-    steps: int = Field(5, ge=1, description="steps of the denoising chain")
+    steps: int = Field(5, ge=1, le=100, description="steps of the denoising chain")
     tuned: int = Field(1, ge=1, description="last steps of it that explore and are trained by policy gradients")
     eta: float = Field(1.0, ge=0, le=1, description="noise of such a step but the last, as a share of the stochastic sampler's")
-    share_std: float = Field(0.1, gt=0, description="standard deviation with which shares are explored")
-    total_std: float = Field(0.15, gt=0, description="standard deviation with which the bytes of all sites are explored")
+    share_std: float = Field(0.04, gt=0, description="standard deviation with which shares are explored")
+    total_std: float = Field(0.06, gt=0, description="standard deviation with which the bytes of all sites are explored")
     guidance: float = Field(1.0, ge=0, description="scale of classifier-free guidance; 1: none")
-    lr: float = Field(2e-4, gt=0, description="Adam's step size")
+    lr: float = Field(1e-4, gt=0, description="Adam's step size")
     epochs: int = Field(3, ge=1, description="passes over an iteration's decisions")
     minibatch: int = Field(512, ge=8, description="decisions of an update")
     clip: float = Field(0.1, gt=0, description="PPO's clip of the likelihood ratio")
@@ -213,15 +215,16 @@ class PlusLearner:
             if not alive.any():
                 break
         reward, missed, there = np.stack(rewards), 1.0 - np.stack(feasible), np.stack(awake)
+        priced = reward - self.price * missed
         if config.shuffle:
-            reward = rng.permuted(reward, axis=1)
+            priced = rng.permuted(priced, axis=1)
         rows = np.repeat(there, core.rows, axis=1).ravel()
         kept = np.flatnonzero(rows)
         all_features = Features(
             np.concatenate([item.client for item in features]), np.concatenate([item.sites for item in features])
         )
         value = self._values(all_features).reshape(len(reward), core.episodes, core.rows).mean(axis=2)
-        advantage, gain = self._advantage(reward - self.price * missed, there, value)
+        advantage, gain = self._advantage(priced, there, value)
         at = torch.from_numpy(kept)
         return Decisions(
             all_features.take(kept),

@@ -17,6 +17,7 @@ from fedlora.streams import stream
 from fedlora_envs.rank_env import Step
 from fedlora_policies.features import Features, Reader
 from fedlora_policies.known import budget_of
+from fedlora_policies.learners import refuse_bad_return
 from fedlora_policies.plus.policy import Brain
 from fedlora_policies.plus.requests import requests_for
 from fedlora_policies.rollout import Stage, play_with
@@ -69,6 +70,7 @@ def gather(
         book = _Book(stage, reader)
         policy = make_policy(name, options | quick, stage.setup(0))
         returns.append(play_with(stage, policy, name, seeds, book.watch).returns)
+        refuse_bad_return(returns[-1], f"the lessons of '{name}'", seeds)
         books.append(book)
     best = np.stack(returns).argmax(axis=0) if shuffle is None else shuffle.integers(len(tries), size=len(seeds))
     parts = [book.of(np.flatnonzero(best == index)) for index, book in enumerate(books)]

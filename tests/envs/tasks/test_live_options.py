@@ -49,6 +49,11 @@ def test_by_default_it_is_what_the_response_model_was_recorded_with() -> None:
     assert changed.model == config.model and changed.training.lr == config.training.lr
 
 
+def test_it_is_as_another_response_model_was_recorded() -> None:
+    config, steps, heldout = live_run(LiveOptions(like="smollm2-trec"))
+    assert (config.model.name, config.adapter.rank, steps, heldout) == ("smollm2-135m", 8, 5, 32)
+
+
 def test_a_run_file_takes_the_place_of_the_recorded_run(ground: Ground, options: dict[str, Any]) -> None:
     config, steps, heldout = live_run(LiveOptions(run=options["run"], set=["seed=4"]))
     assert config == ground.config(*CHANGES, "seed=4") and (steps, heldout) == (5, 64)

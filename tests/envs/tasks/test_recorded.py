@@ -265,14 +265,21 @@ def test_an_unknown_name_and_a_missing_file() -> None:
         find("nowhere.json")
 
 
-def test_what_is_shipped() -> None:
-    assert "minilm-trec" in shipped()
-    for name in shipped():
-        made = load_recorded(name, 64)
-        assert made.response.errors["loss_r2"] > 0.9 and made.response.source["run"]["model"]["name"]
-        begin(made)
-        low, high = uniform(made, *[1] * 64), uniform(made, *[int(made.sites.caps.max())] * 64)
-        for _ in range(7):
-            made.train(np.where(np.arange(64)[:, None] < 32, low, high), every(made))
-        loss = made.measure(np.where(np.arange(64)[:, None] < 32, low, high))[0]
-        assert loss[32:].mean() < loss[:32].mean() - 0.2
+@pytest.mark.parametrize(
+    ("name", "model", "sites", "r2", "steps"),
+    [("minilm-trec", "minilm-l6", 12, 0.9, 7), ("smollm2-trec", "smollm2-135m", 60, 0.8, 15)],
+)
+def test_what_is_shipped(name: str, model: str, sites: int, r2: float, steps: int) -> None:
+    made = load_recorded(name, 64)
+    assert made.response.errors["loss_r2"] > r2 and made.response.source["run"]["model"]["name"] == model
+    assert len(made.sites) == sites and made.sites.caps.tolist() == [8] * sites
+    begin(made)
+    low, high = uniform(made, *[1] * 64), uniform(made, *[8] * 64)
+    for _ in range(steps):
+        made.train(np.where(np.arange(64)[:, None] < 32, low, high), every(made))
+    loss = made.measure(np.where(np.arange(64)[:, None] < 32, low, high))[0]
+    assert loss[32:].mean() < loss[:32].mean() - 0.2
+
+
+def test_nothing_else_is_shipped() -> None:
+    assert list(shipped()) == ["minilm-trec", "smollm2-trec"]

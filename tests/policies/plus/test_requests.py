@@ -134,8 +134,9 @@ def test_by_hand() -> None:
     """Shares 1 and 1/2 of four levels each: the first site's levels come at 1/8, 3/8, 5/8, 7/8, the other's at 1/4, 3/4, ..."""
     known = Costs.linear(np.array([10, 10]), np.array([4, 4]), base=5)
     request = np.array([[1.0, 0.0, 1.0]])
-    found = {budget: ranks_of(request, known, np.array([budget])).tolist()[0] for budget in (4, 5, 15, 25, 35, 45, 55, 65, 75, 85)}
-    assert found == {4: [0, 0], 5: [0, 0], 15: [1, 0], 25: [1, 1], 35: [2, 1], 45: [3, 1], 55: [3, 2], 65: [4, 2], 75: [4, 3], 85: [4, 4]}
+    grown = {4: [0, 0], 5: [0, 0], 15: [1, 0], 25: [1, 1], 35: [2, 1], 45: [3, 1], 55: [3, 2], 65: [4, 2], 75: [4, 3], 85: [4, 4]}
+    for budget, ranks in grown.items():
+        assert ranks_of(request, known, np.array([budget])).tolist() == [ranks]
     assert ranks_of(np.array([[1.0, 0.0, 0.0]]), known, np.array([np.inf])).tolist() == [[3, 1]]
     assert ranks_of(np.array([[1.0, 0.0, -1.0]]), known, np.array([np.inf])).tolist() == [[0, 0]]
     assert requests_for(np.array([[4, 2]]), known, np.array([np.inf])).tolist() == [[1.0, 0.0, 0.5]]
