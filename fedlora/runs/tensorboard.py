@@ -38,7 +38,9 @@ class Events:
         numbers = {name: value for name, value in row.items() if name != self.step and isinstance(value, int | float)}
         values = [Summary.Value(tag=f"{self.step}/{name}", simple_value=value) for name, value in numbers.items()]
         if clients:
-            values.append(Summary.Value(tag=f"{self.step}/ranks", histo=_histogram(np.array([client["ranks"] for client in clients]))))
+            values.append(
+                Summary.Value(tag=f"{self.step}/ranks", histo=_histogram(np.array([client["ranks"] for client in clients])))
+            )
         event = Event(wall_time=time.time(), step=row[self.step], summary=Summary(value=values))
         with disk_errors(self.path):
             self.path.parent.mkdir(exist_ok=True)

@@ -51,7 +51,8 @@ def command(
     try:
         rows = training.run(bar, resume is not None)
     except KeyboardInterrupt:
-        talk.print(f"stopped. Go on with: fedlora train-policy --resume {training.path}", highlight=False)
+        known = f"stopped. Go on with: fedlora train-policy --resume {training.path}"
+        talk.print(known if training.resumable else "stopped before the first checkpoint", highlight=False)
         raise
     finally:
         bar.stop()

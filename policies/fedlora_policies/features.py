@@ -114,13 +114,14 @@ class Reader:
 def places(names: tuple[str, ...], count: int) -> tuple[Floats, Floats]:
     """Return where sites are, `[L]` each in 0..1: how deep their block, and which of its block's sites they are.
 
-    A block is what agrees in the first number of the name ("encoder.layer.3.attention.self.query": 3). Without names, sites are
-    taken to be evenly spread over the depth.
+    A block is what agrees in the first number of the name ("encoder.layer.3.attention.self.query": 3); a name without one counts
+    to the block before it, or to the first. Without names, sites are taken to be evenly spread over the depth.
     """
     if len(names) != count:
         return np.linspace(0.0, 1.0, count) if count > 1 else np.zeros(count), np.zeros(count)
-    found = [re.search(r"\d+", name) for name in names]
-    blocks = np.array([int(match.group()) if match else index for index, match in enumerate(found)])
+    numbers = [int(match.group()) if (match := re.search(r"\d+", name)) else None for name in names]
+    first = next((number for number in numbers if number is not None), 0)
+    blocks = np.array([first := number if number is not None else first for number in numbers])
     order = np.array([int((blocks[:index] == block).sum()) for index, block in enumerate(blocks)])
     inside = np.array([int((blocks == block).sum()) for block in blocks])
     span = max(int(np.ptp(blocks)), 1)

@@ -81,7 +81,7 @@ class PpoLearner(Sb3Learner):
         options: Those of `PpoConfig`.
     """
 
-    def __init__(self, make: MakeCore, seed: int, **options: Any) -> None:
+    def __init__(self, make: MakeCore, seed: int, /, **options: Any) -> None:
         self.config = config = parse_section(PpoConfig, options, "learner.")
         stage = Stage(make(config.episodes))
         self.setup = stage.setup(seed)

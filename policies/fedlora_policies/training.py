@@ -131,6 +131,11 @@ class Training:
         self.saved = 0
 
     @property
+    def resumable(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return (self.path / _CHECKPOINT).is_file()
+
+    @property
     def policy_file(self) -> Path:
         """The best policy so far."""
         return self.path / "policy.safetensors"
@@ -246,12 +251,13 @@ class Training:
         except (OSError, RuntimeError, LookupError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
             why = str(error).strip().partition("\n")[0] or type(error).__name__
             raise RunFolderError(f"the checkpoint {path} cannot be read: {why}. Train anew, with another --out") from None
-        for log, length in zip(_LOGS, lengths, strict=True):
-            if (self.path / log).exists() or length:
-                if (have := (self.path / log).stat().st_size if (self.path / log).exists() else 0) < length:
-                    raise RunFolderError(
-                        f"{self.path / log} has {have} bytes, the checkpoint counts {length}: restore the file to resume"
-                    )
+        for log, have, length in zip(_LOGS, self._lengths(), lengths, strict=True):
+            # Events may have been thrown away; the log that numbers are read from may not.
+            if log == _LOGS[0] and have < length:
+                raise RunFolderError(
+                    f"{self.path / log} has {have} bytes, the checkpoint counts {length}: restore the file to resume"
+                )
+            if have > length:
                 cut(self.path / log, length)
         sweep(self.path)
 

@@ -137,7 +137,7 @@ class AirllmLearner(Sb3Learner):
         method: The published method.
     """
 
-    def __init__(self, make: MakeCore, seed: int, **options: Any) -> None:
+    def __init__(self, make: MakeCore, seed: int, /, **options: Any) -> None:
         self.config = config = parse_section(AirllmConfig, options, "learner.")
         stage = Stage(make(config.episodes))
         self.setup, self.view = stage.setup(seed), State.of(stage.core)

@@ -105,13 +105,15 @@ class PlusLearner:
         iteration: Iterations done.
     """
 
-    def __init__(self, make: MakeCore, seed: int, **options: Any) -> None:
+    def __init__(self, make: MakeCore, seed: int, /, **options: Any) -> None:
         self.config = config = parse_section(PlusConfig, options, "learner.")
         self.seed, self.make = seed, make
         self.numbers: dict[str, Any] = {}
         self.stages = [Stage(make(config.channels * config.copies, variant)) for variant in range(make.variants)]
         self.readers = [Reader(stage.setup(seed), NAME) for stage in self.stages]
         network = NetworkConfig(width=config.width, blocks=config.blocks)
+        if ChainConfig.train_steps % config.steps:
+            raise ConfigError(f"learner.steps = {config.steps} is no divisor of the schedule's {ChainConfig.train_steps} steps")
         if config.tuned > config.steps:
             raise ConfigError(f"learner.tuned = {config.tuned} is more than the chain's learner.steps = {config.steps}")
         chain = ChainConfig(
@@ -133,12 +135,16 @@ class PlusLearner:
         config = self.config
         if not config.lessons:
             return
+        if config.lessons < self.make.variants:
+            raise ConfigError(f"learner.lessons = {config.lessons} for {self.make.variants} variants: every one needs a channel")
         seeds = stream(self.seed, "lessons").choice(len(TRAIN_SEEDS), config.lessons, replace=False).astype(np.uint64)
         control = stream(self.seed, "shuffled teachers") if config.shuffle else None
         parts, lessons = np.array_split(seeds, self.make.variants), []
         for variant, (own, reader) in enumerate(zip(parts, self.readers, strict=True)):
             lessons.append(gather(Stage(self.make(len(own), variant)), reader, own, say, control))
         count = sum(len(part.features) for part in lessons)
+        if not all(len(part.features) for part in lessons):
+            raise ConfigError("no teacher found ranks that fit: nothing can be learnt here. Look at the environment's options")
         say(f"imitating {count} decisions of teachers")
         loss = imitate(self.brain, lessons, config.imitations, config.batch, config.imitation_lr, self.hidden, self.seed)
         scores = [part.score for part in lessons]

@@ -137,6 +137,8 @@ def test_by_hand() -> None:
     grown = {4: [0, 0], 5: [0, 0], 15: [1, 0], 25: [1, 1], 35: [2, 1], 45: [3, 1], 55: [3, 2], 65: [4, 2], 75: [4, 3], 85: [4, 4]}
     for budget, ranks in grown.items():
         assert ranks_of(request, known, np.array([budget])).tolist() == [ranks]
+    # With shares 1 and 0.35, the other's first level, at 0.5 / 0.35 = 1.43, still comes before the first site's second, at 1.5.
+    assert ranks_of(np.array([[1.0, -0.3, 1.0]]), known, np.array([25.0])).tolist() == [[1, 1]]
     assert ranks_of(np.array([[1.0, 0.0, 0.0]]), known, np.array([np.inf])).tolist() == [[3, 1]]
     assert ranks_of(np.array([[1.0, 0.0, -1.0]]), known, np.array([np.inf])).tolist() == [[0, 0]]
     assert requests_for(np.array([[4, 2]]), known, np.array([np.inf])).tolist() == [[1.0, 0.0, 0.5]]
