@@ -55,8 +55,8 @@ def policy_options() -> str:
         "# Keys of training files, comparisons and rank environments",
         "",
         "Keys of `fedlora train-policy` and `fedlora compare`, options of the learners (`[learner]`) and of the environments",
-        "(`[options]`, or keyword arguments of `gymnasium.make`). Written from the code by `python docs/reference.py`; a test keeps",
-        "the two equal.",
+        "(`[options]`, or keyword arguments of `gymnasium.make`). Written from the code by `python docs/reference.py`; a test",
+        "keeps the two equal.",
         "",
     ]
     sections: list[tuple[str, type[BaseModel]]] = [

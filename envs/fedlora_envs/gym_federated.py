@@ -52,8 +52,8 @@ that fit over the full adapter's, mean previous rank over the cap | -1 | 1 |
     env = gymnasium.make("fedlora/FederatedRankAllocation-v0", world="uma-macro", clients=8, deadline_s=5.0)
     ```
 
-    `info` of a step: bits, latency_s, energy_j, paid_j (what the budget pays), cost (share of replies lost), utility, feasible (share of clients),
-    delivered, loss, accuracy.
+    `info` of a step: bits, latency_s, energy_j, paid_j (what the budget pays), cost (share of replies lost), utility, feasible
+    (share of clients), delivered, loss, accuracy.
 
     ## Version History
     * v0: first version

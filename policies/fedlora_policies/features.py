@@ -115,12 +115,12 @@ def places(names: tuple[str, ...], count: int) -> tuple[Floats, Floats]:
     """Return where sites are, `[L]` each in 0..1: how deep their block, and which of its block's sites they are.
 
     A block is what agrees in the first number of the name ("encoder.layer.3.attention.self.query": 3); a name without one counts
-    to the block before it, or to the first. Without names, sites are taken to be evenly spread over the depth.
+    to the block before it, or to the first. Where no name has one, sites are taken to be evenly spread over the depth.
     """
-    if len(names) != count:
-        return np.linspace(0.0, 1.0, count) if count > 1 else np.zeros(count), np.zeros(count)
     numbers = [int(match.group()) if (match := re.search(r"\d+", name)) else None for name in names]
-    first = next((number for number in numbers if number is not None), 0)
+    first = next((number for number in numbers if number is not None), None)
+    if len(names) != count or first is None:
+        return np.linspace(0.0, 1.0, count) if count > 1 else np.zeros(count), np.zeros(count)
     blocks = np.array([first := number if number is not None else first for number in numbers])
     order = np.array([int((blocks[:index] == block).sum()) for index, block in enumerate(blocks)])
     inside = np.array([int((blocks == block).sum()) for block in blocks])
