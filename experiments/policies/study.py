@@ -2,14 +2,15 @@
 
     python experiments/policies/study.py train      # five seeds of every method in every world; what is there is not repeated
     python experiments/policies/study.py compare    # test channels, and worlds that are unlike those of the training
+    python experiments/policies/study.py report     # the tables of README.md, from results.json
 
-Trainings lie in runs/policies-study and go on where a stopped study was. Writes results.json beside this file and prints the
-tables of README.md.
+Trainings lie in runs/policies-study and go on where a stopped study was. `compare` writes results.json beside this file.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,8 @@ from rich.console import Console
 
 from fedlora.files import write_json
 from fedlora.runs.environment import environment
-from fedlora_policies.compare import CompareConfig, PolicyEntry, compare, read_compare
+from fedlora.runs.progress import size
+from fedlora_policies.compare import CompareConfig, Comparison, PolicyEntry, compare, read_compare
 from fedlora_policies.compare_report import tables
 from fedlora_policies.training import Quiet, Training, open_training, parse_train
 
@@ -87,7 +89,12 @@ def grounds() -> dict[str, CompareConfig]:
 
 def folder(label: str, world: str, seed: int) -> Path:
     """Return where a training lies."""
-    return RUNS / label.replace(", ", "-").replace(" ", "_") / world / str(seed)
+    return RUNS / name(label) / world / str(seed)
+
+
+def name(label: str) -> str:
+    """Return a method's label as the name of a folder."""
+    return label.replace(", ", "-").replace(" ", "_")
 
 
 def jobs(only: list[str] | None) -> Iterator[tuple[str, str, int]]:
@@ -132,24 +139,66 @@ def entries(world: str) -> dict[str, PolicyEntry]:
     return found
 
 
-def table(console: Console) -> None:
+def measure(console: Console) -> None:
     """Compare everything, print it and write it down."""
-    out: dict[str, Any] = {"environment": environment(), "seeds": SEEDS, "worlds": {}, "unlike": {}}
+    out: dict[str, Any] = {"environment": environment(), "seeds": {}, "seconds": {}, "worlds": {}, "unlike": {}}
     for world, ground in grounds().items():
-        tree = {**ground.policies, **entries(world)}
-        one = ground.model_copy(update={"worlds": {world: ground.worlds[world]}, "policies": tree})
-        found = compare(one)
-        out["worlds"] |= found.plain()["worlds"]
-        for item in tables(found):
-            console.print(item)
+        learnt = entries(world)
+        out["seeds"][world] = {label: len(entry.runs) for label, entry in learnt.items()}
+        out["seconds"][world] = {label: seconds_of(label, world) for label in learnt}
+        one = ground.model_copy(update={"worlds": {world: ground.worlds[world]}, "policies": {**ground.policies, **learnt}})
+        out["worlds"] |= shown(compare(one), console)
         if UNLIKE.get(world):
-            learnt = {name: entry for name, entry in entries(world).items() if name in ("airllm-plus", "ppo", "airllm")}
-            away = ground.model_copy(update={"worlds": UNLIKE[world], "policies": {**ground.policies, **learnt}})
-            found = compare(away)
-            out["unlike"][world] = found.plain()["worlds"]
-            for item in tables(found):
-                console.print(item)
+            own = {label: entry for label, entry in learnt.items() if label in ("airllm-plus", "ppo", "airllm")}
+            away = ground.model_copy(update={"worlds": UNLIKE[world], "policies": {**ground.policies, **own}})
+            out["unlike"][world] = shown(compare(away), console)
     write_json(HERE / "results.json", lean(out))
+
+
+def seconds_of(label: str, world: str) -> float:
+    """Return the mean seconds that the iterations of a training took."""
+    rows = [open_training(path.parent).rows() for path in sorted((RUNS / name(label) / world).glob("*/done"))]
+    return sum(row.get("seconds", 0.0) for own in rows for row in own) / len(rows)
+
+
+def shown(found: Comparison, console: Console) -> dict[str, Any]:
+    """Print a comparison; return its worlds as plain data."""
+    for item in tables(found):
+        console.print(item)
+    worlds: dict[str, Any] = found.plain()["worlds"]
+    return worlds
+
+
+def report() -> None:
+    """Print the tables of README.md."""
+    out = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
+    for world, rows in out["worlds"].items():
+        print(f"### {world}\n\n| policy | seeds | return | less greedy | normalised | feasible | sent | mean rank |")
+        print("| :-- | --: | --: | --: | --: | --: | --: | --: |")
+        for row in rows:
+            seeds = out["seeds"][world].get(row["policy"], "")
+            cells = [row["policy"], str(seeds), f"{row['score']['value']:.3f}", around(row["difference"], 3)]
+            cells += [around(row["normalised"], 3), f"{100 * row['feasible']:.1f} %", size(row["bytes"]["value"])]
+            cells += [f"{row['mean_rank']:.2f}"]
+            print(f"| {' | '.join(cells)} |")
+        print()
+    print("### Unlike the training\n")
+    print("| trained in | played in | greedy, re-tuned | airllm-plus | less greedy | normalised | feasible |")
+    print("| :-- | :-- | --: | --: | --: | --: | --: |")
+    for world, others in out["unlike"].items():
+        for other, rows in others.items():
+            of = {row["policy"]: row for row in rows}
+            plus, greedy = of["airllm-plus"], of["greedy"]
+            cells = [world, other, f"{greedy['score']['value']:.3f}", f"{plus['score']['value']:.3f}"]
+            cells += [around(plus["difference"], 3), around(plus["normalised"], 2), f"{100 * plus['feasible']:.1f} %"]
+            print(f"| {' | '.join(cells)} |")
+
+
+def around(interval: dict[str, float] | None, digits: int) -> str:
+    """Return a value with its interval."""
+    if interval is None:
+        return "-"
+    return f"{interval['value']:.{digits}f} ({interval['low']:.{digits}f} to {interval['high']:.{digits}f})"
 
 
 def lean(tree: Any) -> Any:
@@ -164,7 +213,7 @@ def lean(tree: Any) -> Any:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "compare"))
+    parser.add_argument("what", choices=("train", "compare", "report"))
     parser.add_argument("--only", action="append", help="method to train; may be given several times")
     parser.add_argument("--part", type=int, default=0, help="with --parts n: this share of the trainings, from 0")
     parser.add_argument("--parts", type=int, default=1)
@@ -172,8 +221,10 @@ def main() -> None:
     console = Console(soft_wrap=True, width=160)
     if given.what == "train":
         train(console, given.only, given.part, given.parts)
+    elif given.what == "compare":
+        measure(console)
     else:
-        table(console)
+        report()
 
 
 if __name__ == "__main__":
