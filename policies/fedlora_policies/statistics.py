@@ -54,8 +54,9 @@ def bootstrap(
 ) -> Interval:
     """Return a statistic of all scores and its percentile interval.
 
-    Episodes are drawn with replacement, the same ones for all runs; with more than one run the runs are drawn as well,
-    independently for each episode (the stratified bootstrap of Agarwal et al., arXiv 2108.13264, with episodes as strata).
+    Episodes are drawn with replacement, the same ones for all runs; with more than one run, whole runs are drawn as well. A run
+    is one trained policy in all of its episodes: drawing runs anew for each episode (as the stratified bootstrap of Agarwal et
+    al., arXiv 2108.13264, does over tasks that are trained apart) would average out how much trainings differ.
 
     Args:
         scores: `[runs, episodes]`.
@@ -72,7 +73,7 @@ def bootstrap(
     found = []
     for count in _parts(draws, scores.size):
         column = rng.integers(episodes, size=(count, 1, episodes))
-        row = rng.integers(runs, size=(count, runs, episodes)) if runs > 1 else np.zeros((1, 1, 1), np.int64)
+        row = _drawn_runs(rng, count, runs)
         found.append(statistic(scores[row, column].reshape(count, -1)))
     low, high = np.quantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high))
@@ -98,8 +99,7 @@ def normalised(scores: Floats, low: Floats, high: Floats, *, draws: int = 5000, 
     found = []
     for count in _parts(draws, scores.size):
         column = rng.integers(episodes, size=(count, 1, episodes))
-        row = rng.integers(runs, size=(count, runs, episodes)) if runs > 1 else np.zeros((1, 1, 1), np.int64)
-        drawn = scores[row, column].mean(axis=(1, 2))
+        drawn = scores[_drawn_runs(rng, count, runs), column].mean(axis=(1, 2))
         base, best = bottom[column[:, 0]].mean(axis=1), top[column[:, 0]].mean(axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
             found.append((drawn - base) / (best - base))
@@ -119,6 +119,11 @@ def _mean_ranks(values: Floats) -> Floats:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return np.asarray((last - (counts - 1) / 2)[inverse])
+
+
+def _drawn_runs(rng: np.random.Generator, count: int, runs: int) -> NDArray[np.int64]:
+    """Return which runs each resample has, `[count, runs, 1]`: the same in all of its episodes."""
+    return rng.integers(runs, size=(count, runs, 1))
 
 
 def _parts(draws: int, size: int) -> list[int]:

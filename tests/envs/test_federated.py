@@ -153,7 +153,8 @@ def test_the_arithmetic_of_a_round_by_hand() -> None:
     utility = 1.75 - loss
     assert step.info["utility"][0] == pytest.approx(utility) and step.info["loss"][0] == pytest.approx(loss)
     assert step.info["accuracy"][0] == pytest.approx(np.interp(loss, [1.2, 1.6], [0.6, 0.25]))
-    assert step.reward[0] == pytest.approx(utility - 0.005 * step.info["latency_s"][0] - 0.005 * radio_j)
+    # Prices: 0.04 for a round of the length of the deadline (1 s), 0.005 for a joule.
+    assert step.reward[0] == pytest.approx(utility - 0.04 * step.info["latency_s"][0] - 0.005 * radio_j)
 
 
 def test_the_deadline_is_exact_and_a_late_round_moves_nothing() -> None:

@@ -78,3 +78,18 @@ def test_rank_correlation_by_hand() -> None:
     assert rank_correlation(x, x**3) == pytest.approx(1.0) and rank_correlation(x, -x) == pytest.approx(-1.0)
     assert rank_correlation(x, np.array([10.0, 10.0, 20.0, 20.0])) == pytest.approx(2 / np.sqrt(5))  # ties share 1.5 and 3.5
     assert rank_correlation(x, np.ones(4)) is None
+
+
+def test_intervals_are_as_wide_as_trainings_differ() -> None:
+    """Five trainings that differ by a standard deviation of one, on fifty episodes that hardly differ."""
+    rng = np.random.default_rng(0)
+    low, high = np.zeros(50), np.ones(50)
+    inside = []
+    for number in range(60):
+        scores = rng.normal(size=(5, 1)) + 0.1 * rng.normal(size=(5, 50))
+        found = bootstrap(scores, draws=400, seed=number)
+        inside.append(not found.excludes(0.0))
+        between = normalised(scores, low[None], high[None], draws=400, seed=number)
+        assert between is not None and between.high - between.low > 0.8 * (found.high - found.low)
+    # Percentiles of five numbers are too narrow by themselves (about 85 %); as if all were one sample they would hold 20 %.
+    assert np.mean(inside) > 0.7

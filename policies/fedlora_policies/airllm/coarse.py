@@ -90,6 +90,7 @@ class RefinedVecEnv(VecEnvWrapper):
         super().__init__(venv, action_space=space)
         self.refiner, self.shuffle, self._rng = refiner, shuffle, np.random.default_rng(seed)
         self._coarse: NDArray[np.float32] = np.zeros((venv.num_envs, refiner.config.condition), np.float32)
+        self._true: NDArray[np.float32] = np.zeros(0, np.float32)
         self.ranks: NDArray[np.int64] = np.zeros((venv.num_envs, refiner.sites), np.int64)
 
     def reset(self) -> VecEnvObs:
@@ -112,9 +113,9 @@ class RefinedVecEnv(VecEnvWrapper):
 
     def _shuffled(self, reward: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return rewards of the same law that say nothing of the action: each is drawn from all seen so far."""
-        seen = self.refiner.replay.arrays()[2] if len(self.refiner.replay) else reward
-        pool = np.concatenate([seen, reward])
-        return np.asarray(self._rng.choice(pool, len(reward)), np.float32)
+        # From the true ones: drawing from what was dealt out before would let the first few come back again and again.
+        self._true = np.concatenate([self._true, reward])[-self.refiner.config.buffer :]
+        return np.asarray(self._rng.choice(self._true, len(reward)), np.float32)
 
 
 def make_ppo(env: VecEnv, config: PpoConfig, steps: int, seed: int, tensorboard: str | None = None) -> PPO:

@@ -27,7 +27,7 @@ from fedlora_policies.plus.chain import ChainConfig
 from fedlora_policies.plus.network import Critic, NetworkConfig
 from fedlora_policies.plus.policy import NAME, AirllmPlusPolicy, Brain
 from fedlora_policies.plus.requests import ranks_of
-from fedlora_policies.plus.teachers import gather, imitate
+from fedlora_policies.plus.teachers import TEACHERS, gather, imitate
 from fedlora_policies.policy_file import PolicyFile
 from fedlora_policies.rollout import Stage
 
@@ -40,6 +40,7 @@ class PlusConfig(ConfigSection):
     lessons: int = Field(
         256, ge=0, le=len(TRAIN_SEEDS), description="channels on which the teachers play first; 0: nothing is imitated"
     )
+    teachers: dict[str, dict[str, list[float]]] = Field(TEACHERS, description="policies that teach, with all options to try")
     imitations: int = Field(800, ge=1, description="updates of imitation")
     batch: int = Field(256, ge=1, description="decisions of such an update")
     imitation_lr: float = Field(2e-3, gt=0, description="Adam's step size there, at its peak")
@@ -141,7 +142,7 @@ class PlusLearner:
         control = stream(self.seed, "shuffled teachers") if config.shuffle else None
         parts, lessons = np.array_split(seeds, self.make.variants), []
         for variant, (own, reader) in enumerate(zip(parts, self.readers, strict=True)):
-            lessons.append(gather(Stage(self.make(len(own), variant)), reader, own, say, control))
+            lessons.append(gather(Stage(self.make(len(own), variant)), reader, own, say, config.teachers, control))
         count = sum(len(part.features) for part in lessons)
         if not all(len(part.features) for part in lessons):
             raise ConfigError("no teacher found ranks that fit: nothing can be learnt here. Look at the environment's options")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import cast
@@ -25,10 +25,10 @@ from fedlora_policies.rollout import Stage, play_with
 Floats = NDArray[np.float64]
 
 # Tried on each channel; the best of them is what is learnt. Greedy sees what the learner will see, the oracle more than that.
-TEACHERS: tuple[tuple[str, dict[str, list[float]]], ...] = (
-    ("oracle", {"price": [0.0, 0.5, 1.0], "share": [0.2, 0.5, 1.0], "backoff": [0.45, 1.0]}),
-    ("greedy", {"price": [0.0, 0.5], "backoff": [0.2, 0.45, 1.0]}),
-)
+TEACHERS: dict[str, dict[str, list[float]]] = {
+    "oracle": {"price": [0.0, 0.5, 1.0], "share": [0.2, 0.5, 1.0], "backoff": [0.45, 1.0]},
+    "greedy": {"price": [0.0, 0.5], "backoff": [0.2, 0.45, 1.0]},
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def gather(
     reader: Reader,
     seeds: NDArray[np.uint64],
     say: Callable[[str], None] = lambda text: None,
+    teachers: Mapping[str, Mapping[str, list[float]]] = TEACHERS,
     shuffle: np.random.Generator | None = None,
 ) -> Lessons:
     """Play every teacher on the same channels and return the decisions of each channel's best episode.
@@ -60,9 +61,12 @@ def gather(
         reader: Reads the learner's features.
         seeds: Channels.
         say: Told what happens.
+        teachers: Policies, each with the options to try: all combinations are.
         shuffle: Control: the episodes are drawn at random, not by their returns.
     """
-    tries = [(name, dict(zip(grid, values, strict=True))) for name, grid in TEACHERS for values in product(*grid.values())]
+    tries = [
+        (name, dict(zip(grid, values, strict=True))) for name, grid in teachers.items() for values in product(*grid.values())
+    ]
     books, returns = [], []
     say(f"{len(tries)} teachers play {len(seeds)} channels")
     for name, options in tries:

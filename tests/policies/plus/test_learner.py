@@ -13,7 +13,6 @@ from fedlora.federation.policy import make_policy
 from fedlora_envs.rank_env import Ranks, Step
 from fedlora_policies.features import Reader
 from fedlora_policies.known import budget_of
-from fedlora_policies.plus import teachers
 from fedlora_policies.plus.chain import ChainConfig
 from fedlora_policies.plus.learner import PlusLearner
 from fedlora_policies.plus.network import NetworkConfig
@@ -31,6 +30,7 @@ OPTIONS: dict[str, Any] = {
     "total_std": 0.15, "guidance": 1.0, "lr": 5e-3, "epochs": 3, "minibatch": 64, "clip": 0.1, "trace": 0.0, "gamma": 1.0,
     "grad": 1.0, "price_lr": 1.0,
 }  # fmt: skip
+ONE = {"greedy": {"price": [1.0]}}
 UNSEEN = np.arange(10_000, 10_064, dtype=np.uint64)
 
 
@@ -109,7 +109,7 @@ class Short(RankProblem):
 
 def test_decisions_are_those_of_episodes_that_were_not_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rank_problem.problem", Short)
-    made = learner(world={"rows": 2, "horizon": 4}, channels=4, copies=2, steps=3, tuned=2)
+    made = learner(world={"rows": 2, "horizon": 4}, channels=4, copies=2, steps=4, tuned=2)
     played = made.play()
     core = made.stages[0].core
     assert isinstance(core, Short)
@@ -231,18 +231,17 @@ def test_a_myopic_learner_learns_what_is_not_about_later() -> None:
 # -- lessons ---------------------------------------------------------------------------------------------------------------
 
 
-def test_lessons_are_the_best_of_each_channel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teachers, "TEACHERS", (("greedy", {"price": [0.0, 1.0, 3.0], "backoff": [0.5, 1.0]}),))
+def test_lessons_are_the_best_of_each_channel() -> None:
+    several = {"greedy": {"price": [0.0, 1.0, 3.0], "backoff": [0.5, 1.0]}}
     world = {"rows": 2, "horizon": 4, "budget": 0.3, "price": 0.3, "sites": 3}
     seeds, stage = np.arange(20, dtype=np.uint64), Stage(RankProblem(20, **world))  # type: ignore[arg-type]
-    lessons = gather(stage, Reader(stage.setup(0), "x"), seeds)
+    lessons = gather(stage, Reader(stage.setup(0), "x"), seeds, teachers=several)
     options = [{"price": price, "backoff": backoff} for price in (0.0, 1.0, 3.0) for backoff in (0.5, 1.0)]
     tried = np.stack([play(RankProblem(20, **world), "greedy", option, seeds).returns for option in options])  # type: ignore[arg-type]
     assert lessons.score == pytest.approx(tried.max(axis=0).mean()) and len(set(tried.argmax(axis=0))) > 1
     assert lessons.requests.shape == (len(lessons.features), 4) and 0 < len(lessons.features) <= 20 * 2 * 4
     # The episodes of one teacher, decision by decision: what was asked for is what it took.
-    monkeypatch.setattr(teachers, "TEACHERS", (("greedy", {"price": [1.0]}),))
-    lessons, wanted = gather(stage, Reader(stage.setup(0), "x"), seeds), []
+    lessons, wanted = gather(stage, Reader(stage.setup(0), "x"), seeds, teachers=ONE), []
 
     def watch(seen: Any, ranks: Ranks, step: Step, alive: Any) -> None:
         good = np.repeat(step.info["feasible"], 2)
@@ -252,14 +251,13 @@ def test_lessons_are_the_best_of_each_channel(monkeypatch: pytest.MonkeyPatch) -
 
     play_with(stage, make_policy("greedy", {"price": 1.0}, stage.setup(0)), "greedy", seeds, watch)
     assert sum(map(len, wanted)) == len(lessons.features)
-    dealt = gather(stage, Reader(stage.setup(0), "x"), seeds, shuffle=np.random.default_rng(0))
+    dealt = gather(stage, Reader(stage.setup(0), "x"), seeds, teachers=ONE, shuffle=np.random.default_rng(0))
     assert dealt.score == pytest.approx(lessons.score)
 
 
-def test_imitation_reproduces_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imitation_reproduces_a_teacher() -> None:
     """On channels that it has not seen either."""
-    monkeypatch.setattr(teachers, "TEACHERS", (("greedy", {"price": [1.0]}),))
-    made = learner(1, lessons=96, imitations=300, batch=128, imitation_lr=1e-2)
+    made = learner(1, teachers=ONE, lessons=96, imitations=300, batch=128, imitation_lr=1e-2)
     told: list[str] = []
     made.prepare(told.append)
     assert made.numbers["lessons"] == 96 * 3 and told
