@@ -25,7 +25,7 @@ from fedlora.runs.simulate import simulate
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/live-federated")
-SEEDS = (0, 1)
+SEEDS = (0,)
 POLICIES: dict[str, list[str]] = {
     "full": ["policy.name=full"],
     "rank 64": ["policy.name=fixed", "policy.options.rank=64"],

@@ -42,7 +42,7 @@ class TrainConfig(ConfigSection):
     variants: list[dict[str, Any]] = Field(
         [], description="options that change from iteration to iteration, laid over the others; validation takes the first"
     )
-    learner: dict[str, Any] = Field({}, description="options of the learner: docs/policies.md lists them")
+    learner: dict[str, Any] = Field({}, description="options of the learner: docs/policy-options.md lists them")
     iterations: int = Field(60, ge=1, description="iterations of playing and learning")
     validate_every: int = Field(5, ge=1, description="iterations between validations; each writes a checkpoint")
     validation_episodes: int = Field(50, ge=1, le=len(VALIDATION_SEEDS), description="validation episodes, one per seed")
