@@ -1,6 +1,6 @@
 """Speed of rank environments and of the policies that learn in them.
 
-    python benchmarks/policies.py                  about 4 minutes on one core
+    python benchmarks/policies.py                  about 2 minutes on one core
     python benchmarks/policies.py --live           also steps of the real model (see policies_live.py): 3 minutes more
 
 Environments are stepped with random legal actions through Gymnasium's own interface, observations included. Contenders take
