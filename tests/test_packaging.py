@@ -125,7 +125,7 @@ def test_wheel_holds_every_file_of_every_package(wheel: Path) -> None:
         for path in folder.rglob("*")
         if path.suffix in {".py", ".toml", ".yaml"}
         or path.name == "py.typed"
-        or (path.parent.name in {"traces", "responses"} and path.is_file())
+        or (path.parent.name in {"traces", "responses", "data"} and path.is_file())
     }
     assert {"fedlora/__init__.py", "fedlora/py.typed", "fedlora_policies/__init__.py"} <= expected
     assert {f"fedlora_envs/data/responses/{name}-trec.json" for name in ("minilm", "smollm2")} <= expected
