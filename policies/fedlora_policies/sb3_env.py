@@ -252,7 +252,7 @@ class RowsVecEnv(CoreVecEnv):
         step = self.stage.step(ranks)
         refuse_bad_reward(step.reward, self.iteration, self._step, self._seeds_drawn)
         self._step, self._seen = self._step + 1, step.observation
-        self._note("infeasible", ~step.info["feasible"].astype(np.bool_))
+        self._note("infeasible", 1.0 - step.info["feasible"].astype(np.float64))
         self._note("mean_rank", ranks.mean(axis=1))
         done = step.terminated | step.truncated
         self._note("return", (self._returns[::rows] + step.reward)[done])
