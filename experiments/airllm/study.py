@@ -86,18 +86,13 @@ class Ledger(RankVecEnv):
     """
 
     def __init__(self, env: RankAllocationVectorEnv, shuffle: bool, seed: int) -> None:
-        super().__init__(env)
+        super().__init__(env, shuffle)
         self.true: list[float] = []
-        self._shuffle, self._rng = shuffle, np.random.default_rng(seed)
+        self.rng = np.random.default_rng(seed)
 
-    def step_wait(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
-        """Take the step."""
-        observation, reward, done, infos = super().step_wait()
+    def _handed_out(self, reward: NDArray[np.float32]) -> NDArray[np.float32]:
         self.true.extend(reward.tolist())
-        if self._shuffle:
-            drawn = self._rng.integers(len(self.true), size=len(reward))
-            reward = np.array([self.true[at] for at in drawn], np.float32)
-        return observation, reward, done, infos
+        return super()._handed_out(reward)
 
 
 def make_env(setting: Setting, count: int) -> RankAllocationVectorEnv:

@@ -36,15 +36,22 @@ class CoreVecEnv(VecEnv):
         members: How many.
         observation_space: Of one.
         action_space: Of one.
+        shuffle: Control: rewards are drawn from all true ones seen so far, so that they say nothing of the actions.
 
     Attributes:
         last: `info` of the last step, arrays over all members.
+        rng: Of the shuffling.
+        dealt: True rewards to shuffle from, the newest last.
     """
 
     render_mode = None
+    _POOL = 10_000
 
-    def __init__(self, members: int, observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]) -> None:
+    def __init__(
+        self, members: int, observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any], shuffle: bool = False
+    ) -> None:
         self.last: dict[str, NDArray[np.generic]] = {}
+        self.rng, self.dealt, self._shuffle = np.random.default_rng(0), np.zeros(0, np.float32), shuffle
         self._returns, self._lengths = np.zeros(members), np.zeros(members, np.int64)
         self._actions: NDArray[Any] = np.zeros(0)
         super().__init__(members, observation_space, action_space)
@@ -98,7 +105,15 @@ class CoreVecEnv(VecEnv):
             self._returns, self._lengths = np.where(done, 0.0, self._returns), np.where(done, 0, self._lengths)
             self._again(done)
             observation = self._look()
-        return observation, reward.astype(np.float32), done, infos
+        return observation, self._handed_out(reward.astype(np.float32)), done, infos
+
+    def _handed_out(self, reward: Observed) -> Observed:
+        """Return the rewards that the learner hears of."""
+        if not self._shuffle:
+            return reward
+        # From the true ones: drawing from what was handed out before would let the first few come back again and again.
+        self.dealt = np.concatenate([self.dealt, reward])[-self._POOL :]
+        return self.rng.choice(self.dealt, len(reward))
 
     def close(self) -> None:
         """Nothing to close."""
@@ -130,14 +145,15 @@ class RankVecEnv(CoreVecEnv):
 
     Args:
         env: The native vector environment.
+        shuffle: Control, as for `CoreVecEnv`.
 
     Attributes:
         env: The same; `env.core` is the core.
     """
 
-    def __init__(self, env: RankAllocationVectorEnv) -> None:
+    def __init__(self, env: RankAllocationVectorEnv, shuffle: bool = False) -> None:
         self.env = env
-        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space, shuffle)
 
     @property
     def core(self) -> RankEnv:
@@ -185,31 +201,26 @@ class RowsVecEnv(CoreVecEnv):
         stage: The environment as policies are shown it.
         read: What a member sees.
         channels: Returns the seeds of the episodes `[E]` that `reset` begins, by iteration.
-        shuffle: Control: rewards are drawn from all true ones seen so far, so that they say nothing of the actions.
+        shuffle: Control, as for `CoreVecEnv`; the learner sets `rng`.
 
     Attributes:
         stage: The same.
         actions: From actions to ranks.
         iteration: Iteration of the training; set by the learner before `reset`.
-        rng: Of the shuffling; set by the learner.
-        dealt: True rewards to shuffle from, the newest last.
         notes: What happened since `take_notes`.
     """
 
-    _POOL = 10_000
-
     def __init__(self, stage: Stage, read: Read, channels: Callable[[int], NDArray[np.uint64]], shuffle: bool = False) -> None:
         self.stage, self.actions, self.iteration = stage, Actions(stage.core), 0
-        self.rng, self.dealt = np.random.default_rng(0), np.zeros(0)
         self.notes: dict[str, list[float]] = {}
-        self._read, self._channels, self._shuffle = read, channels, shuffle
+        self._read, self._channels = read, channels
         self._seeds_drawn = channels(0)
         self._step = 0
         self._seen = stage.reset(self._seeds_drawn)
         width = read(self._seen).shape[1]
         box = gymnasium.spaces.Box(-np.inf, np.inf, (width,), np.float32)
         space = gymnasium.spaces.MultiDiscrete(self.actions.counts)
-        super().__init__(stage.core.episodes * stage.core.rows, box, space)
+        super().__init__(stage.core.episodes * stage.core.rows, box, space, shuffle)
 
     @property
     def core(self) -> RankEnv:
@@ -224,14 +235,6 @@ class RowsVecEnv(CoreVecEnv):
         """Return the mean return of the episodes that ended, the share of infeasible steps and the mean rank."""
         return {key: float(np.mean(values)) for key, values in self.notes.items() if values}
 
-    def step_wait(self) -> SbStep:
-        """Take the step."""
-        observation, reward, done, infos = super().step_wait()
-        if self._shuffle:
-            self.dealt = np.concatenate([self.dealt, reward])[-self._POOL :]
-            reward = self.rng.choice(self.dealt, len(reward)).astype(np.float32)
-        return observation, reward, done, infos
-
     def state(self) -> dict[str, Any]:
         """Return where its episodes stand but for the core: what was added up, and the true rewards to shuffle from."""
         return {"returns": self._returns.tolist(), "lengths": self._lengths.tolist(), "dealt": self.dealt.tolist()}
@@ -239,7 +242,7 @@ class RowsVecEnv(CoreVecEnv):
     def restore(self, state: dict[str, Any], core: RankEnv | None) -> None:
         """Go on from what `state` returned, with the core as it was then (None: `reset` comes next)."""
         self._returns, self._lengths = np.array(state["returns"]), np.array(state["lengths"], np.int64)
-        self.dealt = np.array(state["dealt"])
+        self.dealt = np.array(state["dealt"], np.float32)
         if core is not None:
             self.stage, self.actions = Stage(core), Actions(core)
 

@@ -81,16 +81,13 @@ class RefinedVecEnv(VecEnvWrapper):
     Args:
         venv: Environments whose actions are rank vectors (MultiDiscrete).
         refiner: The diffusion model.
-        shuffle: Control: rewards reach PPO and the refiner in random order, so that there is nothing to learn from.
-        seed: Of the shuffling.
     """
 
-    def __init__(self, venv: VecEnv, refiner: Refiner, shuffle: bool = False, seed: int = 0) -> None:
+    def __init__(self, venv: VecEnv, refiner: Refiner) -> None:
         space = gymnasium.spaces.Box(-_BOUND, _BOUND, (refiner.config.condition,), np.float32)
         super().__init__(venv, action_space=space)
-        self.refiner, self.shuffle, self._rng = refiner, shuffle, np.random.default_rng(seed)
+        self.refiner = refiner
         self._coarse: NDArray[np.float32] = np.zeros((venv.num_envs, refiner.config.condition), np.float32)
-        self._true: NDArray[np.float32] = np.zeros(0, np.float32)
         self.ranks: NDArray[np.int64] = np.zeros((venv.num_envs, refiner.sites), np.int64)
 
     def reset(self) -> VecEnvObs:
@@ -106,16 +103,8 @@ class RefinedVecEnv(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         """Return what the ranks gave, and keep it for the refiner."""
         observation, reward, done, infos = self.venv.step_wait()
-        if self.shuffle:
-            reward = self._shuffled(np.asarray(reward))
         self.refiner.remember(self._coarse, self.ranks, np.asarray(reward, np.float64))
         return observation, reward, done, infos
-
-    def _shuffled(self, reward: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return rewards of the same law that say nothing of the action: each is drawn from all seen so far."""
-        # From the true ones: drawing from what was dealt out before would let the first few come back again and again.
-        self._true = np.concatenate([self._true, reward])[-self.refiner.config.buffer :]
-        return np.asarray(self._rng.choice(self._true, len(reward)), np.float32)
 
 
 def make_ppo(env: VecEnv, config: PpoConfig, steps: int, seed: int, tensorboard: str | None = None) -> PPO:

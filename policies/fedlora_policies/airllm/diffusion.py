@@ -228,6 +228,18 @@ class Replay:
         """Return (coarse actions, encoded ranks, rewards) of all examples."""
         return [stored[: self._count] for stored in self._stored]
 
+    def state(self) -> dict[str, Any]:
+        """Return all examples, and where the next one goes."""
+        return {"stored": [torch.from_numpy(array.copy()) for array in self.arrays()], "next": self._next}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        held = [tensor.numpy() for tensor in state["stored"]]
+        self._next, self._count = int(state["next"]), len(held[0]) if held else 0
+        self._stored = [np.zeros((self.size, *array.shape[1:]), np.float32) for array in held]
+        for stored, array in zip(self._stored, held, strict=True):
+            stored[: len(array)] = array
+
 
 def make_scheduler(config: DiffusionConfig) -> Any:
     """Return diffusers' sampler with the reference code's schedule (scaled linear, 1e-4 to 2e-2), samples clipped to [-1, 1]."""

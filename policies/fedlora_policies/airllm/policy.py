@@ -18,7 +18,7 @@ from fedlora.federation.policy import Observation, Policy, PolicySetup, Ranks
 from fedlora.streams import torch_stream
 from fedlora_envs.rank_env import RankEnv
 from fedlora_policies.airllm.coarse import Encoder, PpoConfig
-from fedlora_policies.airllm.diffusion import Codec, DiffusionConfig, Refiner, Replay
+from fedlora_policies.airllm.diffusion import Codec, DiffusionConfig, Refiner
 from fedlora_policies.airllm.published import AirLLM
 from fedlora_policies.known import links_of
 from fedlora_policies.learners import MakeCore
@@ -180,7 +180,7 @@ class AirllmLearner(Sb3Learner):
         return super().state() | {
             "refiner": known.denoiser.state_dict(), "refiner_optimiser": known.optimiser.state_dict(),
             "generator": known.generator.get_state(),
-            "replay": [torch.from_numpy(array.copy()) for array in known.replay.arrays()],
+            "replay": known.replay.state(),
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -190,22 +190,7 @@ class AirllmLearner(Sb3Learner):
         known.denoiser.load_state_dict(state["refiner"])
         known.optimiser.load_state_dict(state["refiner_optimiser"])
         known.generator.set_state(state["generator"])
-        known.replay = _refilled(known.config.buffer, [tensor.numpy() for tensor in state["replay"]], self.ppo.num_timesteps)
-
-
-def _refilled(size: int, stored: list[NDArray[np.float32]], added: int) -> Replay:
-    """Return a replay whose memory is `stored`, after so many examples had been added: the next one goes where it would have."""
-    replay = Replay(size)
-    if not stored or len(stored[0]) < size:
-        parts = [slice(None)] if stored else []
-    else:
-        # Once around: up to where the newest one lies, the older rest, and the newer ones again.
-        newest = added % size
-        parts = [slice(0, newest), slice(newest, None), slice(0, newest)]
-    for part in parts:
-        condition, values, reward = (array[part] for array in stored)
-        replay.add(condition, values, reward.astype(np.float64))
-    return replay
+        known.replay.restore(state["replay"])
 
 
 class AirllmPolicy:

@@ -42,7 +42,6 @@ class AirLLM:
         ppo: PPO's constants.
         diffusion: The refiner's constants.
         seed: Of weights, actions and noise.
-        shuffle: Control: rewards say nothing of the actions.
     """
 
     def __init__(
@@ -51,14 +50,13 @@ class AirLLM:
         ppo: PpoConfig | None = None,
         diffusion: DiffusionConfig | None = None,
         seed: int = 0,
-        shuffle: bool = False,
     ) -> None:
         diffusion = diffusion or DiffusionConfig()
         counts = np.asarray(env.action_space.nvec, np.int64)  # type: ignore[attr-defined]
         high = env.core.costs.levels
         low = int((high - counts + 1).min())
         self.refiner = Refiner(len(counts), Codec(low, high, diffusion.decode), diffusion, seed)
-        self.env = RefinedVecEnv(env, self.refiner, shuffle, seed)
+        self.env = RefinedVecEnv(env, self.refiner)
         self.ppo: PPO = make_ppo(self.env, ppo or PpoConfig(), env.core.horizon, seed)
         self.history = History()
 

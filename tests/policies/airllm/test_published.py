@@ -19,9 +19,9 @@ SITES = Sites(tuple("abc"), np.array([8, 8, 4]), np.array([500, 700, 900]))
 
 
 def method(seed: int = 0, envs: int = 2, shuffle: bool = False, **options: object) -> AirLLM:
-    env = RankVecEnv(RemoteFineTuningVectorEnv(envs, task=lambda episodes: AnalyticTask(SITES, episodes), **options))
+    env = RankVecEnv(RemoteFineTuningVectorEnv(envs, task=lambda episodes: AnalyticTask(SITES, episodes), **options), shuffle)
     env.seed(seed)
-    return AirLLM(env, PpoConfig(width=32), FAST, seed, shuffle)
+    return AirLLM(env, PpoConfig(width=32), FAST, seed)
 
 
 def test_ppo_is_the_references() -> None:
