@@ -197,7 +197,7 @@ def test_a_reward_that_is_no_number_stops_before_anything_learns() -> None:
         learner.iterate()
     after = learner.state()
     assert all(same(before[key], after[key]) for key in ("policy", "optimiser", "refiner", "refiner_optimiser"))
-    assert np.isfinite(after["replay"][2].numpy()).all()
+    assert np.isfinite(after["replay"]["stored"][2].numpy()).all()
 
 
 def test_other_sites_and_caps_are_refused_naming_both() -> None:
