@@ -59,7 +59,7 @@ def command(
     if format is Format.json:
         typer.echo(json.dumps({"policy": str(training.policy_file), "iterations": rows}))
         return
-    talk.print(f"best on validation: return {training.best[1]:.4g}", highlight=False)
+    talk.print(f"policy kept, on validation: return {training.best[1]:.4g}", highlight=False)
     talk.print(f"policy: {training.policy_file}", highlight=False)
 
 

@@ -8,7 +8,7 @@ import pickle
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import tomli_w
@@ -46,6 +46,9 @@ class TrainConfig(ConfigSection):
     iterations: int = Field(60, ge=1, description="iterations of playing and learning")
     validate_every: int = Field(5, ge=1, description="iterations between validations; each writes a checkpoint")
     validation_episodes: int = Field(50, ge=1, le=len(VALIDATION_SEEDS), description="validation episodes, one per seed")
+    keep: Literal["best", "last"] = Field(
+        "best", description="which policy ends in the file: that of the best validation, or the last; controls need the last"
+    )
     seed: int = Field(0, ge=0, description="root of first weights, channels and exploration")
 
 
@@ -118,7 +121,7 @@ class Training:
         metrics.jsonl           one row per iteration
         tensorboard/            the same numbers as events
         checkpoint.pt           where it stands; replaced at every validation
-        policy.safetensors      the policy that did best on the validation channels so far
+        policy.safetensors      the policy that did best on the validation channels so far, or the last
 
     Args:
         path: The folder.
@@ -137,7 +140,7 @@ class Training:
 
     @property
     def policy_file(self) -> Path:
-        """The best policy so far."""
+        """The policy that is kept."""
         return self.path / "policy.safetensors"
 
     def run(self, progress: Progress, resume: bool = False) -> list[dict[str, Any]]:
@@ -192,7 +195,7 @@ class Training:
                     row |= self._measure(learner, validation)
             except TrainingError as error:
                 raise TrainingError(
-                    f"{error}. The checkpoint after iteration {self.saved} and the best policy are in {self.path}"
+                    f"{error}. The checkpoint after iteration {self.saved} and the policy kept are in {self.path}"
                 ) from None
             row["seconds"] = round(time.monotonic() - began, 3)
             self._note(row)
@@ -219,9 +222,10 @@ class Training:
         return row
 
     def _keep(self, learner: Learner, row: dict[str, Any]) -> None:
-        """Write the policy if it is the best so far, then the checkpoint."""
+        """Write the policy if it is the best so far or the last is kept, then the checkpoint."""
         scored = (bool(row["validation_feasible"] >= FEASIBLE), float(row["validation_return"]))
-        if scored > self.best or not self.policy_file.exists():
+        # Choosing the best of several looks at rewards, which a control with shuffled ones must not.
+        if self.config.keep == "last" or scored > self.best or not self.policy_file.exists():
             self.best = scored
             # Seconds are nobody's doing: without them, equal trainings write equal files.
             scores = {name: value for name, value in row.items() if name != "seconds"}

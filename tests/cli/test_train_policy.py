@@ -56,10 +56,17 @@ def test_lines_and_the_policy(file: Path) -> None:
     validated = [line for line in lines if line.startswith("iteration ")]
     assert [line.split()[1] for line in validated] == ["2/5", "4/5", "5/5"]
     assert all(re.search(r"return -?\d.*validation -?\d.*feasible \d+\.\d %.*rank \d", line) for line in validated)
-    assert lines[-1] == "policy: mine/policy.safetensors" and lines[-2].startswith("best on validation: return ")
+    assert lines[-1] == "policy: mine/policy.safetensors" and lines[-2].startswith("policy kept, on validation: return ")
     rows = [json.loads(line) for line in Path("mine/metrics.jsonl").read_text().splitlines()]
     best = max(row["validation_return"] for row in rows if "validation_return" in row)
-    assert lines[-2] == f"best on validation: return {best:.4g}" and [row["iteration"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    assert lines[-2] == f"policy kept, on validation: return {best:.4g}" and [row["iteration"] for row in rows] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
     assert "seed = 3" in Path("mine/config.toml").read_text()
 
 

@@ -256,7 +256,7 @@ def test_a_reward_that_is_no_number_keeps_what_was_good(
     path = tmp_path / "broken"
     with monkeypatch.context() as patched:
         patched.setattr("rank_problem.problem", breaking(episodes, reset))
-        with pytest.raises(TrainingError, match=says + f"The checkpoint after iteration 2 and the best policy are in {path}$"):
+        with pytest.raises(TrainingError, match=says + f"The checkpoint after iteration 2 and the policy kept are in {path}$"):
             run(path)
     assert torch.load(path / "checkpoint.pt", weights_only=True)["iteration"] == 2
     rows = [row for row in open_training(path).rows() if "validation_return" in row]
@@ -340,6 +340,20 @@ def test_what_is_kept_is_feasible_first_and_then_best(
         found = load_policy(path / "policy.safetensors", "scripted")
         assert int(found.tensors["iteration"]) == kept and found.about["validation"]["iteration"] == kept
         assert training.best == (scores[kept][0] >= 0.99, scores[kept][1])
+
+
+def test_a_control_keeps_its_last_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However good an earlier one was: choosing among them looks at rewards."""
+    monkeypatch.setitem(LEARNERS._entries, "scripted", Entry("scripted", Scripted, "", "tests"))
+    monkeypatch.setattr(
+        Training, "_measure",
+        lambda self, learner, stage: {"validation_feasible": 1.0, "validation_return": -float(learner.iteration)},
+    )  # fmt: skip
+    for keep, kept in (("best", 0), ("last", 5)):
+        training = Training(tmp_path / keep, parse_train(TREE | {"policy": "scripted", "learner": {}, "keep": keep}))
+        training.run(Quiet())
+        assert int(load_policy(training.policy_file, "scripted").tensors["iteration"]) == kept
+        assert training.best == (True, -kept)
 
 
 def test_validation_plays_validation_channels(whole: Path) -> None:

@@ -64,7 +64,9 @@ class PlusConfig(ConfigSection):
     grad: float = Field(1.0, gt=0, description="gradient norm limit")
     infeasible: float = Field(0.005, ge=0, le=1, description="share of infeasible steps aimed at; a multiplier prices them")
     price_lr: float = Field(1.0, ge=0, description="how fast that price moves; 0: no price")
-    shuffle: bool = Field(False, description="control: rewards, and which teacher did best, are dealt out at random")
+    shuffle: bool = Field(
+        False, description="control: rewards, which teacher did best and what sites are worth to it are dealt out at random"
+    )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import cast
 
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from fedlora.federation.policy import Observation, make_policy
 from fedlora.streams import stream
-from fedlora_envs.rank_env import Step
+from fedlora_envs.rank_env import Step, Truth
 from fedlora_policies.features import Features, Reader
 from fedlora_policies.known import budget_of
 from fedlora_policies.learners import refuse_bad_return
+from fedlora_policies.oracle import ClairvoyantSetup
 from fedlora_policies.plus.policy import Brain
 from fedlora_policies.plus.requests import requests_for
 from fedlora_policies.rollout import Stage, play_with
@@ -62,17 +63,19 @@ def gather(
         seeds: Channels.
         say: Told what happens.
         teachers: Policies, each with the options to try: all combinations are.
-        shuffle: Control: the episodes are drawn at random, not by their returns.
+        shuffle: Control: the oracle is told the worth of other sites than it decides on, and episodes are drawn at random, not
+            by their returns.
     """
     tries = [
         (name, dict(zip(grid, values, strict=True))) for name, grid in teachers.items() for values in product(*grid.values())
     ]
+    setup = stage.setup(0) if shuffle is None else _misled(stage.setup(0), shuffle)
     books, returns = [], []
     say(f"{len(tries)} teachers play {len(seeds)} channels")
     for name, options in tries:
         quick = {"width": 50} if name == "oracle" else {}
         book = _Book(stage, reader)
-        policy = make_policy(name, options | quick, stage.setup(0))
+        policy = make_policy(name, options | quick, setup)
         returns.append(play_with(stage, policy, name, seeds, book.watch).returns)
         refuse_bad_return(returns[-1], f"the lessons of '{name}'", seeds)
         books.append(book)
@@ -84,6 +87,22 @@ def gather(
     requests = np.concatenate([part[1] for part in parts])
     score = float(np.stack(returns)[best, np.arange(len(seeds))].mean())
     return Lessons(features, torch.from_numpy(requests.astype(np.float32)), score)
+
+
+def _misled(setup: ClairvoyantSetup, rng: np.random.Generator) -> ClairvoyantSetup:
+    """Return a setup whose truth about what fits is true, and about what levels are worth is dealt out anew over the sites.
+
+    An oracle's decisions hold what rewards would say, even where nobody looks at a reward.
+    """
+    known = setup.truth
+    assert known is not None
+
+    def truth() -> Truth:
+        found = known()
+        order = rng.permuted(np.tile(np.arange(found.gains.shape[1]), (len(found.gains), 1)), axis=1)
+        return replace(found, gains=np.take_along_axis(found.gains, order[:, :, None], axis=1))
+
+    return replace(setup, truth=truth)
 
 
 class _Book:
