@@ -149,6 +149,21 @@ class RayConfig(ConfigSection):
     client_gpus: float = Field(0.0, ge=0, description="share of a GPU per simulated client")
 
 
+class DeploymentConfig(ConfigSection):
+    """How real nodes are worked with (engine = "deployment")."""
+
+    links: Literal["auto", "measured", "simulated"] = Field(
+        "auto",
+        description="links that policies see: measured by nodes, or simulated by the world; auto: simulated if there is one",
+    )
+    round_timeout_s: float = Field(600.0, gt=0, description="real seconds after which a round ends without those who are missing")
+    start_timeout_s: float = Field(600.0, gt=0, description="real seconds to wait for the run's clients before the first round")
+    least_nodes: int = Field(1, ge=1, description="fewest nodes to start with once that time is over")
+    poll_s: float = Field(0.2, gt=0, description="seconds between two looks for replies")
+    band_mhz: float = Field(5.0, gt=0, description="band by which a measured rate becomes an SNR; trained policies look at SNRs")
+    max_payload_mb: float = Field(64.0, gt=0, description="largest message accepted, megabytes")
+
+
 class RunConfig(ConfigSection):
     """One run: what `fedlora simulate` reads, resolves and stores in the run folder."""
 
@@ -156,7 +171,9 @@ class RunConfig(ConfigSection):
     rounds: int = Field(10, ge=1, description="federated rounds")
     clients: int = Field(20, ge=1, description="clients in the federation")
     clients_per_round: int = Field(5, ge=1, description="clients drawn each round, uniformly without replacement")
-    engine: Literal["batched", "ray"] = Field("batched", description="batched: all clients at once, in process; ray: Flower's")
+    engine: Literal["batched", "ray", "deployment"] = Field(
+        "batched", description="batched: all clients at once, in process; ray: Flower's simulation; deployment: real nodes"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -169,6 +186,7 @@ class RunConfig(ConfigSection):
     evaluation: EvaluationConfig = EvaluationConfig()
     output: OutputConfig = OutputConfig()
     ray: RayConfig = RayConfig()
+    deployment: DeploymentConfig = DeploymentConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:

@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from fedlora.cli import assets, doctor, export, methods, simulate, world
+from fedlora.cli import assets, deploy, doctor, export, methods, node, serve, simulate, world
 from fedlora.cli.plugins import PluginGroup
 from fedlora.errors import FedLoRAError
 
@@ -25,7 +25,10 @@ app.command("world")(world.command)
 app.command("methods")(methods.command)
 app.command("doctor")(doctor.command)
 app.command("export")(export.command)
+app.command("node")(node.command)
+app.command("serve")(serve.command)
 app.add_typer(assets.app, name="assets")
+app.add_typer(deploy.app, name="deploy")
 
 
 def _version(show: bool) -> None:

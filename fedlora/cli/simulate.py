@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,9 +26,7 @@ def command(
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.text,
 ) -> None:
     """Run simulated federated rounds; without a run file, the quickstart."""
-    if out is not None and resume is not None:
-        raise ConfigError("--out names a new run's folder and --resume an old one's: give one of them")
-    config, folder = _what_and_where(arguments or [], out, resume)
+    config, folder = what_and_where(arguments or [], out, resume)
     # Only now the heavy imports: a wrong key has been refused already.
     from fedlora.runs.progress import Lines, Live
     from fedlora.runs.simulate import simulate
@@ -48,7 +45,7 @@ def command(
     if format is Format.json:
         typer.echo(json.dumps({"folder": str(result.folder), "summary": summary(result.rounds), "rounds": result.rounds}))
     else:
-        console.print(_table(summary(result.rounds)))
+        console.print(result_table(summary(result.rounds)))
         console.print(f"run folder: {result.folder}", highlight=False)
 
 
@@ -82,11 +79,15 @@ def _in_the_world(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _what_and_where(arguments: list[str], out: Path | None, resume: Path | None) -> tuple[RunConfig, Path]:
+def what_and_where(arguments: list[str], out: Path | None, resume: Path | None) -> tuple[RunConfig, Path]:
+    """Return the run that the command line describes and its folder (that of `resume`, `out`, or a new one)."""
+    from fedlora.runs.folder import RunFolder, default_folder, holds_run
+
+    if out is not None and resume is not None:
+        raise ConfigError("--out names a new run's folder and --resume an old one's: give one of them")
     if resume is None:
         config = read_arguments(arguments)
-        return config, out or _default_folder(config)
-    from fedlora.runs.folder import RunFolder, holds_run
+        return config, out or default_folder(config)
 
     if arguments and not holds_run(resume):  # a run that was cut off before its folder said what it was
         return read_arguments(arguments), resume
@@ -94,17 +95,8 @@ def _what_and_where(arguments: list[str], out: Path | None, resume: Path | None)
     return (read_arguments(arguments, stored) if arguments else stored), resume
 
 
-def _default_folder(config: RunConfig) -> Path:
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    parts = [Path(config.model.name).name, Path(config.data.name).stem, config.adapter.method]
-    base = Path("runs") / "-".join([stamp, *parts])
-    count, folder = 2, base
-    while folder.exists():
-        folder, count = base.with_name(f"{base.name}-{count}"), count + 1
-    return folder
-
-
-def _table(result: dict[str, Any]) -> Table:
+def result_table(result: dict[str, Any]) -> Table:
+    """Return a run's outcome as people read it."""
     from fedlora.runs.progress import duration, size
 
     table = Table(show_header=True, header_style="bold")

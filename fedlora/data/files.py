@@ -45,7 +45,7 @@ def read_files(path: Path, config: DataConfig, labelled: bool = True) -> Source:
 
 def _encode_labels(tables: list[Table], column: str) -> tuple[list[str], list[NDArray[np.int64]]]:
     """Return the label names of the first table, and every table's labels as positions in them."""
-    values = [_labels(table, column) for table in tables]
+    values = [labels_of(table, column) for table in tables]
     names = _label_names(tables[0], column, values[0])
     code = {name: position for position, name in enumerate(names)}
     for table, found in zip(tables, values, strict=True):
@@ -80,7 +80,7 @@ def _natural(table: Table, config: DataConfig) -> NDArray[np.str_] | None:
     return np.array([str(value) for value in values])
 
 
-def _labels(table: Table, column: str) -> list[str] | list[int]:
+def labels_of(table: Table, column: str) -> list[str] | list[int]:
     """Return one label per row: all integers, or all strings."""
     values = table.column(column, "label_column")
     classes = table.classes.get(column)

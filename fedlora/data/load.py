@@ -52,7 +52,7 @@ def load_data(config: DataConfig, seed: int, task: Literal["auto", "classificati
     train = _without(train, test, config.name)
     names: list[str] = [] if task == "causal-lm" else source.label_names
     if not names:
-        train, test = (_for_language_modelling(part, source.label_names, config.max_length) for part in (train, test))
+        train, test = (for_language_modelling(part, source.label_names, config.max_length) for part in (train, test))
     train = train.take(stream(seed, "training examples").permutation(len(train))[: config.max_examples])
     test = test.take(stream(seed, "test examples").permutation(len(test))[: config.max_test_examples])
     return DataSet(config.name, "classification" if names else "causal-lm", names, train, test)
@@ -96,7 +96,7 @@ def _without(train: Examples, test: Examples, name: str) -> Examples:
     return train.take(fresh)
 
 
-def _for_language_modelling(examples: Examples, label_names: list[str], max_length: int) -> Examples:
+def for_language_modelling(examples: Examples, label_names: list[str], max_length: int) -> Examples:
     """Cut texts into runs of consecutive words of about equal length that fit `max_length` tokens, most of the time."""
     if examples.texts is None:
         raise ConfigError("causal language modelling needs texts; this data set holds images")

@@ -10,10 +10,20 @@ from typing import Any
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from fedlora.errors import FedLoRAError
+from fedlora.config import RunConfig
+from fedlora.errors import ConfigError, FedLoRAError
 from fedlora.federation.batched_grid import BatchedGrid
 from fedlora.federation.client import make_client_app
 from fedlora.federation.workbench import Workbench
+
+
+def refuse_deployment(config: RunConfig) -> None:
+    """Refuse to be the engine of a run that real nodes are to do (ConfigError)."""
+    if config.engine == "deployment":
+        raise ConfigError(
+            "engine = 'deployment' works with real nodes: start it by `fedlora serve RUN.toml --deployment DIR` "
+            "(DIR is made by `fedlora deploy init`), or simulate it with engine=batched"
+        )
 
 
 def run_engine(bench: Workbench, app: ServerApp) -> None:

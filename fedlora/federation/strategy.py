@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -281,20 +281,27 @@ def _reported(metrics: MetricRecord) -> dict[str, float]:
     return {key.replace("-", "_"): value for key, value in numbers.items() if isinstance(value, int) or math.isfinite(value)}
 
 
-def call_roll(grid: Grid, wanted: int, timeout: float = 600.0) -> Roster:
+def call_roll(grid: Grid, wanted: int, timeout: float = 600.0, labels: Sequence[str] = ()) -> Roster:
     """Ask all nodes who they are; return client number -> (node id, training examples), and what they say of their texts.
 
     Waits until `wanted` nodes are online or `timeout` seconds have passed.
 
+    Args:
+        grid: Where the nodes are.
+        wanted: Nodes that the run has.
+        timeout: Real seconds.
+        labels: Names of the run's labels, which nodes with data of their own are told.
+
     Raises:
-        FedLoRAError: Nobody answered, or nobody could.
+        FedLoRAError: Nobody answered, or nobody could, or two nodes say that they are the same client.
     """
     deadline = time.monotonic() + timeout
     nodes = sorted(grid.get_node_ids())
     while len(nodes) < wanted and time.monotonic() < deadline:
         time.sleep(0.2)
         nodes = sorted(grid.get_node_ids())
-    messages = [Message(RecordDict({}), dst_node_id=node, message_type=MessageType.QUERY, group_id="roll") for node in nodes]
+    told = RecordDict({"config": ConfigRecord({"labels": list(labels)})} if labels else {})
+    messages = [Message(told, dst_node_id=node, message_type=MessageType.QUERY, group_id="roll") for node in nodes]
     roster = Roster()
     reasons = [f"{len(nodes)} nodes were asked, none replied"]
     for reply in grid.send_and_receive(messages, timeout=timeout):
@@ -303,6 +310,11 @@ def call_roll(grid: Grid, wanted: int, timeout: float = 600.0) -> Roster:
         else:
             metrics = reply.content.metric_records["metrics"]
             client = int(cast(int, metrics["client"]))
+            if client in roster:
+                raise FedLoRAError(
+                    f"two nodes say that they are client {client} ({roster[client][0]} and {reply.metadata.src_node_id}): "
+                    "give each node a number of its own (`fedlora node --client N`)"
+                )
             roster[client] = (reply.metadata.src_node_id, int(cast(int, metrics["num-examples"])))
             if text := _text(metrics):
                 roster.text[client] = text

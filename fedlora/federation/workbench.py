@@ -84,7 +84,24 @@ def build(config: RunConfig) -> Workbench:
     """
     check_combination(config)
     dataset = load_data(config.data, config.seed, config.model.task)
-    parts = partition(dataset.train, config.data, config.clients, config.seed)
+    shares = partition(dataset.train, config.data, config.clients, config.seed)
+    split = [split_client(part, config.data.client_test_fraction, config.seed, client) for client, part in enumerate(shares)]
+    return assemble(config, dataset, [own for own, _ in split], [rest for _, rest in split], config.clients_per_round)
+
+
+def assemble(config: RunConfig, dataset: DataSet, parts: list[Indices], held: list[Indices], together: int) -> Workbench:
+    """Load the model for data that are there.
+
+    Args:
+        config: The run.
+        dataset: The data.
+        parts: Per client, the training examples it trains on.
+        held: Per client, those it only measures on.
+        together: Clients that may train at once.
+
+    Raises:
+        FedLoRAError: Whatever of the configuration cannot work, before any training.
+    """
     placement = place(config.device, config.training.precision)
     loaded = load_model(config.model, "text" if dataset.train.images is None else "image", dataset.task, dataset.label_names)
     if loaded.max_tokens is not None and config.data.max_length > loaded.max_tokens:
@@ -98,7 +115,6 @@ def build(config: RunConfig) -> Workbench:
     if config.wire.downlink == "sliced" and not aggregator.sliced_downlink:
         raise ConfigError(f"wire.downlink = 'sliced' does not fit aggregator.method = '{rule}': use 'broadcast'")
     train = prepare(dataset.train, loaded, config.data.max_length)
-    split = [split_client(part, config.data.client_test_fraction, config.seed, client) for client, part in enumerate(parts)]
     return Workbench(
         config=config,
         dataset=dataset,
@@ -106,9 +122,9 @@ def build(config: RunConfig) -> Workbench:
         aggregator=aggregator,
         train=train,
         test=prepare(dataset.test, loaded, config.data.max_length),
-        parts=[own for own, _ in split],
-        held=[rest for _, rest in split],
-        chunk=chunk_size(backbone, train, config.training, config.clients_per_round),
+        parts=parts,
+        held=held,
+        chunk=chunk_size(backbone, train, config.training, together),
     )
 
 

@@ -19,13 +19,16 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedlora.config import RunConfig, load_config
 from fedlora.errors import ConfigError, RunFolderError
 from fedlora.files import disk_errors, is_temporary, sweep, write_atomic
-from fedlora.runs.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
+
+if TYPE_CHECKING:  # who only watches a run does without torch
+    from fedlora.runs.checkpoint import Checkpoint
 
 LOGS = {"metrics": "metrics.jsonl", "clients": "clients.jsonl", "events": "tensorboard/events.out.tfevents.0.fedlora"}
 
@@ -79,6 +82,14 @@ class RunFolder:
         """Hold the run for this process (see `hold`)."""
         return hold(self.path)
 
+    def refuse_other(self, config: RunConfig) -> None:
+        """Raise RunFolderError where a run of another configuration lives here."""
+        if self.config != config:
+            raise RunFolderError(
+                f"{self.path} was started with another configuration ({_difference(self.config, config)}). "
+                "Resume it unchanged, or start a new run with --out"
+            )
+
     @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
@@ -86,6 +97,8 @@ class RunFolder:
 
     def latest(self) -> Checkpoint | None:
         """Return the newest checkpoint, verified, or None before the first (RunFolderError where it is damaged)."""
+        from fedlora.runs.checkpoint import list_checkpoints, load_checkpoint
+
         found = list_checkpoints(self.checkpoints)
         return load_checkpoint(found[-1]) if found else None
 
@@ -188,6 +201,17 @@ def refuse_taken(path: Path, argument: str = "--out") -> None:
             raise RunFolderError(f"{nearest} cannot be written by this user. {other}")
 
 
+def default_folder(config: RunConfig) -> Path:
+    """Return a new folder under runs/ that says when it was begun and with what."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    parts = [Path(config.model.name).name, Path(config.data.name).stem, config.adapter.method]
+    base = Path("runs") / "-".join([stamp, *parts])
+    count, folder = 2, base
+    while folder.exists():
+        folder, count = base.with_name(f"{base.name}-{count}"), count + 1
+    return folder
+
+
 def _plain(value: Any) -> Any:
     """Return a value that JSON can hold: null for NaN and infinities."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -195,3 +219,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _difference(old: RunConfig, new: RunConfig) -> str:
+    """Name the first keys in which two configurations differ."""
+    pairs = zip(_flat(old.model_dump()).items(), _flat(new.model_dump()).values(), strict=False)
+    changed = [f"{key}: {was!r} there, {now!r} here" for (key, was), now in pairs if was != now]
+    return "; ".join(changed[:3])
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and key != "options" else {prefix + key: value}
+    return flat

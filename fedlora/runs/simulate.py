@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedlora.config import RunConfig
 from fedlora.data.plot import plot_label_mix
-from fedlora.errors import RunFolderError
+from fedlora.errors import FedLoRAError
 from fedlora.federation.batched_grid import BatchedGrid
-from fedlora.federation.engines import run_engine
+from fedlora.federation.engines import refuse_deployment, run_engine
 from fedlora.federation.policy import StatefulPolicy
 from fedlora.federation.strategy import RoundStrategy, ServerState, call_roll, policy_of
 from fedlora.federation.workbench import Workbench, build
@@ -41,6 +42,24 @@ class RunResult:
 
 
 def simulate(config: RunConfig, out: Path, *, resume: bool = False, progress: Progress | None = None) -> RunResult:
+    """Run `config` into the folder `out` on the engine that it names (see `run`).
+
+    Raises:
+        FedLoRAError: Before any work where the configuration or the folder cannot do; during the run where the disk fails.
+    """
+    refuse_deployment(config)
+    return run(config, out, resume=resume, progress=progress)
+
+
+def run(
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    grid: Grid | None = None,
+    world_of: Callable[[Workbench], World | None] = make_world,
+) -> RunResult:
     """Run `config` into the folder `out`.
 
     Args:
@@ -48,6 +67,8 @@ def simulate(config: RunConfig, out: Path, *, resume: bool = False, progress: Pr
         out: New folder, or with `resume` the folder of a run that was cut off.
         resume: Go on from the newest checkpoint; the folder's configuration must be `config`.
         progress: Who is told how far the run is; default: nobody.
+        grid: The nodes to work with; default: those of the engine that the configuration names, started here.
+        world_of: Returns the world between server and clients; default: the simulated one that the configuration names.
 
     Raises:
         FedLoRAError: Before any work where the configuration or the folder cannot do; during the run where the disk fails.
@@ -56,15 +77,12 @@ def simulate(config: RunConfig, out: Path, *, resume: bool = False, progress: Pr
     logging.getLogger("flwr").setLevel(logging.ERROR)  # its loop logs every step of a round; the run folder has all of it
     if not (resume and holds_run(out)):
         refuse_taken(out)
-    elif (stored := RunFolder.open(out).config) != config:
-        raise RunFolderError(
-            f"{out} was started with another configuration ({_difference(stored, config)}). "
-            "Resume it unchanged, or start a new run with --out"
-        )
+    else:
+        RunFolder.open(out).refuse_other(config)
     progress.say("loading model and data")
     bench = build(config)
     policy_of(bench)  # options that do not fit are refused before anything is written
-    world = make_world(bench)
+    world = world_of(bench)
     for note in world.notes if world else []:
         progress.say(f"note: {note}")
     if bench.backbone.placement.emulated:
@@ -74,7 +92,7 @@ def simulate(config: RunConfig, out: Path, *, resume: bool = False, progress: Pr
     folder = RunFolder.open(out) if resume and holds_run(out) else RunFolder.create(out, config)
     with folder.alone():
         session = Session(bench, folder, progress, world)
-        session.run()
+        session.run(grid)
         session.finish()
     return RunResult(folder.path, folder.rows())
 
@@ -110,8 +128,8 @@ class Session:
         self.clock = time.perf_counter()
         self.grid: Grid | None = None
 
-    def run(self) -> None:
-        """Run the rounds that are left."""
+    def run(self, grid: Grid | None = None) -> None:
+        """Run the rounds that are left: over `grid`, or on the engine that the configuration names."""
         if self.fresh:
             write_json(self.folder.path / "environment.json", environment(self.bench.backbone.placement.device))
             train = self.bench.dataset.train
@@ -119,14 +137,18 @@ class Session:
             plot_label_mix(train.labels, parts, self.bench.dataset.label_names, self.folder.path / "label_mix.png")
         self.progress.start(self.config, self.folder.rows())
         self.bench.backbone.on_step = self.progress.step
+        if self.state.round >= self.config.rounds:
+            return
+        if grid is not None:
+            self.serve(grid)
+            return
         app = ServerApp()
 
         @app.main()
         def main(grid: Grid, context: Context) -> None:
             self.serve(grid)
 
-        if self.state.round < self.config.rounds:
-            run_engine(self.bench, app)
+        run_engine(self.bench, app)
 
     def serve(self, grid: Grid) -> None:
         """Be the server: restore what clients keep, call the roll, drive Flower's loop."""
@@ -134,7 +156,12 @@ class Session:
         if isinstance(grid, BatchedGrid):
             for node, data in self.kept.items():
                 grid.contexts[node].state["residual"] = to_record(data)
-        roster = call_roll(grid, self.config.clients)
+        roster = call_roll(grid, self.config.clients, self.config.deployment.start_timeout_s, self.bench.dataset.label_names)
+        if len(roster) < self.config.deployment.least_nodes:
+            raise FedLoRAError(
+                f"{len(roster)} of {self.config.clients} clients are there after {self.config.deployment.start_timeout_s:g} s, "
+                f"deployment.least_nodes = {self.config.deployment.least_nodes}. Start the nodes that are missing, or lower it"
+            )
         strategy = RoundStrategy(self.bench, roster, self.state, self.world)
         if self.remembered and isinstance(strategy.policy, StatefulPolicy):
             strategy.policy.restore(self.remembered)
@@ -212,17 +239,3 @@ class Session:
             return {}
         kept = {node: context.state for node, context in self.grid.contexts.items() if "residual" in context.state}
         return {node: from_record(state.array_records["residual"]) for node, state in kept.items()}
-
-
-def _difference(old: RunConfig, new: RunConfig) -> str:
-    """Name the first keys in which two configurations differ."""
-    pairs = zip(_flat(old.model_dump()).items(), _flat(new.model_dump()).values(), strict=False)
-    changed = [f"{key}: {was!r} there, {now!r} here" for (key, was), now in pairs if was != now]
-    return "; ".join(changed[:3])
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and key != "options" else {prefix + key: value}
-    return flat

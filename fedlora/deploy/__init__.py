@@ -1,0 +1,1 @@
+"""Real deployments: Flower's SuperLink and SuperNodes behind the same round, set up, started and watched."""

@@ -1,0 +1,177 @@
+"""What a node measures of itself: goodput each way as its SuperNode sees it, battery, and the radio's level.
+
+The SuperNode process notes each finished exchange with the server in a small JSON file; the trainer reads it and puts it into the
+metrics of the next reply. Nothing is measured on purpose: a transfer is timed because it happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+_DOWN, _UP = "/pull-object", "/push-object"
+# What begins a new transfer: a look for messages, the announcement of a reply.
+_BEGINS = {"/pull-messages": "down", "/push-messages": "up"}
+
+
+@dataclass
+class _Transfer:
+    """Exchanges that belong together: from the first one's start to the last one's end, overlapping ones counted once."""
+
+    began: float
+    ended: float
+    bytes: int
+
+
+@dataclass
+class LinkMeter:
+    """Notes what goes over the link, and how the server answered, in `path`.
+
+    Attributes:
+        path: The file, replaced at every change; readers see the old one or the new one.
+    """
+
+    path: Path
+    _transfers: dict[str, _Transfer] = field(default_factory=dict)
+    _fresh: set[str] = field(default_factory=lambda: {"down", "up"})
+    _notes: dict[str, Any] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def watch(self) -> None:
+        """Meter every exchange of this process from now on (all of httpx's clients go through one public method)."""
+        send = httpx.Client.send
+
+        def metered(client: httpx.Client, request: httpx.Request, **named: Any) -> httpx.Response:
+            began = time.monotonic()
+            try:
+                response = send(client, request, **named)
+            except httpx.HTTPError as error:
+                self.failed(request.url.path, str(error))
+                raise
+            sent = int(request.headers.get("content-length", 0))
+            self.exchanged(request.url.path, sent, response.num_bytes_downloaded, began, time.monotonic())
+            self.heard(request.url.path, response)
+            return response
+
+        httpx.Client.send = metered  # type: ignore[method-assign,assignment]
+
+    def exchanged(self, path: str, sent: int, received: int, began: float, ended: float) -> None:
+        """Count one finished exchange: the bodies' bytes, from its start to its end (seconds of one clock)."""
+        with self._lock:
+            for ending, way in _BEGINS.items():
+                if path.endswith(ending):
+                    self._fresh.add(way)
+            for ending, way, size in ((_DOWN, "down", received), (_UP, "up", sent)):
+                if path.endswith(ending):
+                    self._count(way, size, began, ended)
+
+    def _count(self, way: str, size: int, began: float, ended: float) -> None:
+        transfer = self._transfers.get(way)
+        if transfer is None or way in self._fresh:
+            self._transfers[way] = _Transfer(began, ended, size)
+            self._fresh.discard(way)
+        else:
+            transfer.began, transfer.ended = min(transfer.began, began), max(transfer.ended, ended)
+            transfer.bytes += size
+        self._write()
+
+    def heard(self, path: str, response: httpx.Response) -> None:
+        """Note what the server says of this node: that it is in, or why it is refused."""
+        notes: dict[str, Any] = {}
+        if path.endswith("/activate-node") and response.is_success:
+            notes = {"activated": True, "refused": None, "error": None}
+        elif response.status_code >= 400:
+            body: dict[str, Any] = {}
+            with contextlib.suppress(ValueError, httpx.StreamError):
+                body = response.json()
+            code = body.get("code") if isinstance(body, dict) else None
+            notes = {
+                "refused": {
+                    "path": path,
+                    "status": response.status_code,
+                    "code": code,
+                    "skew_s": clock_skew(response.headers.get("date")),
+                }
+            }
+        if notes:
+            with self._lock:
+                self._notes |= notes
+                self._write()
+
+    def failed(self, path: str, error: str) -> None:
+        """Note that an exchange did not come about."""
+        with self._lock:
+            self._notes["error"] = {"path": path, "text": error[:300]}
+            self._write()
+
+    def _write(self) -> None:
+        found = {
+            way: {"bytes": item.bytes, "seconds": max(item.ended - item.began, 1e-6)} for way, item in self._transfers.items()
+        }
+        # Metering must never stop the node: a full disk costs the measurement, not the round.
+        with contextlib.suppress(OSError):
+            temporary = self.path.with_suffix(".new")
+            temporary.write_text(json.dumps({**found, **self._notes}))
+            os.replace(temporary, self.path)
+
+
+def clock_skew(date: str | None) -> float | None:
+    """Return how far this device's clock is ahead of the server's, seconds (to about one); None where it tells no time."""
+    try:
+        return time.time() - parsedate_to_datetime(date or "").timestamp()
+    except (ValueError, TypeError):
+        return None
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """Return what the meter last wrote; empty where there is nothing, or nothing readable."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(path.read_text())
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def link_metrics(path: Path) -> dict[str, float]:
+    """Return goodput (bit/s) and duration (s) of the last finished transfers each way; what is not known is left out."""
+    metrics: dict[str, float] = {}
+    notes = read_notes(path)
+    for way in ("up", "down"):
+        with contextlib.suppress(KeyError, TypeError, ValueError, ZeroDivisionError):
+            size, seconds = float(notes[way]["bytes"]), float(notes[way]["seconds"])
+            if size > 0 and 0 < seconds < math.inf:
+                metrics |= {f"{way}-bps": 8 * size / seconds, f"{way}-seconds": seconds}
+    return metrics
+
+
+def device_metrics(root: Path = Path("/")) -> dict[str, float]:
+    """Return battery charge (0..1) and radio level (dBm) where the operating system tells them.
+
+    Args:
+        root: Where `sys` and `proc` are.
+    """
+    metrics: dict[str, float] = {}
+    charges = []
+    for supply in sorted((root / "sys/class/power_supply").glob("*")):
+        with contextlib.suppress(OSError, ValueError):
+            if (supply / "type").read_text().strip() == "Battery":
+                charges.append(float((supply / "capacity").read_text()) / 100)
+    if charges and 0 <= min(charges) <= 1:
+        metrics["battery"] = min(charges)
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = (root / "proc/net/wireless").read_text().splitlines()[2:]
+        levels = [float(line.split()[3].rstrip(".")) for line in lines]
+        # Some drivers give a quality of 0..100 in this place; a level in dBm is negative. -256 means unknown.
+        levels = [level for level in levels if -200 < level < 0]
+        if levels:
+            metrics["rssi-dbm"] = max(levels)
+    return metrics

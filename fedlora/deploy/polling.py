@@ -1,0 +1,148 @@
+"""PollingGrid: a Grid over real nodes that looks for replies often, ends rounds by their deadline, and outlives a SuperLink."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol, TypeVar
+
+import httpx
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from fedlora.config import DeploymentConfig
+from fedlora.federation.client import CLIENT_FAILED
+
+_Result = TypeVar("_Result")
+
+_LOOK_AT_NODES_S = 2.0
+_BREATH_S = 0.5
+
+
+class Listener(Protocol):
+    """Who is told what the grid sees."""
+
+    def online(self, nodes: list[int]) -> None:
+        """These nodes are online."""
+
+    def asked(self, messages: int) -> None:
+        """So many messages went out."""
+
+    def replied(self, reply: Message) -> None:
+        """A reply came in."""
+
+
+class PollingGrid(Grid):
+    """A Grid over another that talks to a SuperLink.
+
+    Flower's own looks for replies every three seconds, and lets an error of the connection end the run. This one looks every
+    `poll_s`, waits out connections that are down, returns replies in the order of their messages (so that sums come out the same
+    whoever was faster), and never waits longer than `round_timeout_s`. A reply that comes later is never looked at.
+
+    Args:
+        grid: The grid that talks to the SuperLink.
+        settings: The run's `deployment` section.
+        listener: Who is told what happens, or None.
+    """
+
+    def __init__(self, grid: Grid, settings: DeploymentConfig, listener: Listener | None = None) -> None:
+        self.grid, self.settings, self.listener = grid, settings, listener
+        self._looked = 0.0
+
+    def set_run(self, run: Run) -> None:
+        """Set the run this grid works for."""
+        self.grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run this grid works for."""
+        return self.grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a new message for one node (kept for Flower's older strategies)."""
+        return Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the nodes that are online."""
+        nodes = sorted(self._insist(lambda: list(self.grid.get_node_ids())))
+        self._looked = time.monotonic()
+        if self.listener:
+            self.listener.online(nodes)
+        return nodes
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages; return the ids by which their replies are pulled.
+
+        An id is made of what its message says, so sending a message again is sending it once.
+        """
+        batch = list(messages)
+        if not batch:
+            return []
+        self._insist(lambda: self.grid.push_messages(batch))
+        return [message.metadata.message_id for message in batch]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are there, each once."""
+        wanted = list(message_ids)
+        return list(self.grid.pull_messages(wanted)) if wanted else []
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send messages and return the replies that came in time, in the order of the messages."""
+        limit = self.settings.round_timeout_s if timeout is None else min(timeout, self.settings.round_timeout_s)
+        deadline = time.monotonic() + limit
+        sent = list(messages)
+        if not sent:
+            return []
+        if self.listener:
+            self.listener.asked(len(sent))
+        waiting = dict(zip(self.push_messages(sent), sent, strict=True))
+        order = {name: place for place, name in enumerate(waiting)}
+        replies: dict[int, Message] = {}
+        while waiting:
+            for reply in self._look(list(waiting)):
+                message = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if message is not None:
+                    sound = self._bounded(reply, message)
+                    replies[order[message.metadata.message_id]] = sound
+                    if self.listener:
+                        self.listener.replied(sound)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            if waiting:
+                time.sleep(min(self.settings.poll_s, left))
+        return [replies[place] for place in sorted(replies)]
+
+    def _look(self, waiting: list[str]) -> Iterable[Message]:
+        """Return what is there now; a connection that breaks is nothing there."""
+        try:
+            if self.listener and time.monotonic() - self._looked > _LOOK_AT_NODES_S:
+                self._looked = time.monotonic()
+                self.listener.online(sorted(self.grid.get_node_ids()))
+            return self.pull_messages(waiting)
+        except httpx.TransportError:
+            return []
+
+    def _bounded(self, reply: Message, message: Message) -> Message:
+        """Return the reply, or an error in its place where it is larger than the run allows or did not come whole."""
+        if reply.has_error():
+            if reply.metadata.src_node_id == message.metadata.dst_node_id:
+                return reply
+            return Message(reply.error, reply_to=message)  # Flower names the server as the sender of what it could not fetch
+        size = sum(len(array.data) for record in reply.content.array_records.values() for array in record.values())
+        limit = self.settings.max_payload_mb
+        if size <= limit * 1e6:
+            return reply
+        reason = f"oversized: the reply has {size / 1e6:.1f} MB, deployment.max_payload_mb = {limit:g}"
+        return Message(Error(CLIENT_FAILED, reason), reply_to=message)
+
+    def _insist(self, action: Callable[[], _Result]) -> _Result:
+        """Do what must be done, however often the connection breaks (a SuperLink that is killed takes open ones with it)."""
+        while True:
+            try:
+                return action()
+            except httpx.TransportError:
+                time.sleep(_BREATH_S)

@@ -1,0 +1,164 @@
+"""PollingGrid: order, deadlines, late and foreign replies, broken connections, and replies that are too large."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import httpx
+import pytest
+from flwr.app import Array, ArrayRecord, Error, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from fedlora.config import DeploymentConfig
+from fedlora.deploy.flower_private import message_for
+from fedlora.deploy.polling import PollingGrid
+from fedlora.federation.client import CLIENT_FAILED
+
+_QUICK = DeploymentConfig(poll_s=0.01, round_timeout_s=0.3, max_payload_mb=0.001)
+
+
+class _Link(Grid):
+    """A SuperLink as its grid shows it: replies become ready at given times, and calls may break.
+
+    Args:
+        ready: Seconds after sending at which each message's reply is there; None: never.
+        breaks: How many of the next calls break.
+        size: Bytes of each reply's array.
+    """
+
+    def __init__(self, ready: list[float | None], breaks: int = 0, size: int = 10) -> None:
+        self.ready, self.breaks, self.size = ready, breaks, size
+        self.sent: dict[str, tuple[Message, float]] = {}
+        self.error: Error | None = None
+
+    def _maybe_break(self) -> None:
+        if self.breaks:
+            self.breaks -= 1
+            raise httpx.ReadError("[SSL] the other side is gone")
+
+    def set_run(self, run: Run) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> Run:
+        return Run.create_empty(1)
+
+    def create_message(self, *arguments: object, **named: object) -> Message:
+        raise NotImplementedError
+
+    def get_node_ids(self) -> Iterable[int]:
+        self._maybe_break()
+        return [2, 1]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        self._maybe_break()
+        for place, message in enumerate(messages):
+            if message.metadata.message_id == "":  # Flower makes it of what the message says: a second push has the same
+                message.metadata.__dict__["_message_id"] = f"message {len(self.sent)}"
+            name = message.metadata.message_id
+            wait = self.ready[place]
+            self.sent.setdefault(name, (message, float("inf") if wait is None else time.monotonic() + wait))
+        return list(self.sent)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        self._maybe_break()
+        due = [name for name in message_ids if self.sent[name][1] <= time.monotonic()]
+        return [self._reply(self.sent[name][0]) for name in sorted(due, reverse=True)]
+
+    def _reply(self, message: Message) -> Message:
+        if self.error:
+            return Message(self.error, reply_to=message)
+        array = Array(dtype="uint8", shape=(self.size,), stype="numpy.ndarray", data=bytes(self.size))
+        return Message(RecordDict({"arrays": ArrayRecord({"packed": array})}), reply_to=message)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        raise AssertionError("the point is not to use this one")
+
+
+def _messages(count: int) -> list[Message]:
+    return [message_for(RecordDict({}), MessageType.TRAIN, 1, node + 1, "1") for node in range(count)]
+
+
+def _nodes(replies: Iterable[Message]) -> list[int]:
+    return [reply.metadata.src_node_id for reply in replies]
+
+
+def test_replies_come_in_the_order_of_their_messages() -> None:
+    link = _Link([0.1, 0.0, 0.05])
+    assert _nodes(PollingGrid(link, _QUICK).send_and_receive(_messages(3))) == [1, 2, 3]
+
+
+def test_the_round_ends_with_the_last_reply() -> None:
+    began = time.monotonic()
+    PollingGrid(_Link([0.0, 0.05]), _QUICK.model_copy(update={"round_timeout_s": 60.0})).send_and_receive(_messages(2))
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("timeout", [None, 3600.0, 0.2])
+def test_the_round_ends_by_its_deadline_without_those_who_are_missing(timeout: float | None) -> None:
+    began = time.monotonic()
+    replies = PollingGrid(_Link([None, 0.0, 30.0]), _QUICK).send_and_receive(_messages(3), timeout=timeout)
+    assert _nodes(replies) == [2]
+    assert min(timeout or 0.3, 0.3) - 0.05 < time.monotonic() - began < 5
+
+
+def test_a_reply_that_comes_after_the_deadline_is_in_no_later_round() -> None:
+    link = _Link([None])
+    grid = PollingGrid(link, _QUICK)
+    first, second = _messages(1), _messages(1)
+    assert list(grid.send_and_receive(first)) == []
+    link.sent["message 0"] = (first[0], 0.0)  # it is there now
+    link.ready = [0.0]
+    replies = list(grid.send_and_receive(second))
+    assert [reply.metadata.reply_to_message_id for reply in replies] == ["message 1"]
+
+
+@pytest.mark.parametrize("breaks", [1, 2, 3])
+def test_connections_that_break_are_waited_out(breaks: int) -> None:
+    settings = _QUICK.model_copy(update={"round_timeout_s": 60.0})
+    link = _Link([0.0, 0.0], breaks)
+    assert _nodes(PollingGrid(link, settings).send_and_receive(_messages(2))) == [1, 2]
+    link.breaks = breaks
+    assert list(PollingGrid(link, settings).get_node_ids()) == [1, 2]
+
+
+def test_a_reply_that_is_too_large_is_an_error() -> None:
+    (reply,) = PollingGrid(_Link([0.0], size=1001), _QUICK).send_and_receive(_messages(1))
+    assert reply.has_error() and reply.error.code == CLIENT_FAILED and reply.metadata.src_node_id == 1
+    assert (reply.error.reason or "").startswith("oversized: ")
+    (reply,) = PollingGrid(_Link([0.0], size=1000), _QUICK).send_and_receive(_messages(1))
+    assert reply.has_content()
+
+
+def test_errors_pass_as_they_are() -> None:
+    link = _Link([0.0])
+    link.error = Error(7, "out of memory")
+    (reply,) = PollingGrid(link, _QUICK).send_and_receive(_messages(1))
+    assert (reply.error.code, reply.error.reason) == (7, "out of memory")
+
+
+def test_nobody_is_asked() -> None:
+    began = time.monotonic()
+    assert list(PollingGrid(_Link([]), _QUICK).send_and_receive([])) == []
+    assert time.monotonic() - began < 0.2
+
+
+def test_the_listener_hears_it_all() -> None:
+    heard: list[object] = []
+
+    class _Listener:
+        def online(self, nodes: list[int]) -> None:
+            heard.append(nodes)
+
+        def asked(self, messages: int) -> None:
+            heard.append(messages)
+
+        def replied(self, reply: Message) -> None:
+            heard.append(f"reply of {reply.metadata.src_node_id}")
+
+    grid = PollingGrid(_Link([0.0, 0.0]), _QUICK, _Listener())
+    grid.get_node_ids()
+    grid.send_and_receive(_messages(2))
+    assert heard[:2] == [[1, 2], 2] and sorted(map(str, heard[2:])) == ["reply of 1", "reply of 2"]
