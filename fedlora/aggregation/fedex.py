@@ -1,8 +1,8 @@
 """FedEx-LoRA: factors are averaged, and what their product then misses is added to the frozen weight (arXiv 2410.09432).
 
 The residual sum_c p_c B_c A_c - mean(B) mean(A) is carried as factors, never as a dense matrix: the clients' stacked factors and
-the negated mean, recompressed once they have more columns than the residual's rank can be. As with `stack`, the message down
-carries the sum of all residuals so far, since a client that sat out some rounds needs what it missed.
+the negated mean, brought down to their numerical rank (at most (K - 1) r after a round of K clients). As with `stack`, the
+message down carries the sum of all residuals so far, since a client that sat out some rounds needs what it missed.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class FedEx(Aggregator):
             merged, covered = mean.result()
             if covered:
                 left, right = _rest(adapter, placed, weights, merged)
-                residual = recompress(torch.cat([old[_LEFT], left], dim=1), torch.cat([old[_RIGHT], right], dim=0))
+                residual = recompress(torch.cat([old[_LEFT], left], dim=1), torch.cat([old[_RIGHT], right], dim=0), trim=True)
             else:
                 residual = old[_LEFT], old[_RIGHT]
             sites.append({**merged, _LEFT: residual[0], _RIGHT: residual[1]})

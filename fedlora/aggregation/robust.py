@@ -1,9 +1,9 @@
 """Rules that withstand some clients which send anything: coordinate median, trimmed mean, Multi-Krum, and a norm bound.
 
 Median and trimmed mean (Yin et al. 2018, arXiv 1803.01498) work number by number, Multi-Krum (Blanchard et al. 2017, arXiv
-1703.02757) on whole updates; they compare clients, which takes payloads of equal shape: all clients of a round send the same entries. The norm
-bound (Sun et al. 2019, arXiv 1911.07963) cuts each client's change down to a length and averages; it takes any mix of ranks.
-What is combined is the adapter's state: for lora the factors one by one, as `fedavg-factors` does; for ravan s H.
+1703.02757) on whole updates; they compare clients, which takes payloads of equal shape: all clients of a round send the same
+entries. The norm bound (Sun et al. 2019, arXiv 1911.07963) cuts each client's change down to a length and averages; it takes any
+mix of ranks. What is combined is the adapter's state: for lora the factors one by one, as `fedavg-factors` does; for ravan s H.
 """
 
 from __future__ import annotations

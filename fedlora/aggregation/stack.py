@@ -72,17 +72,20 @@ class Stack(Aggregator):
         return site["B"], site["A"]
 
 
-def recompress(b: Tensor, a: Tensor) -> Merge:
+def recompress(b: Tensor, a: Tensor, trim: bool = False) -> Merge:
     """Return factors of the same product with at most min(out, in) columns, by QR of both and SVD of the small core.
 
     Args:
         b: `[out, R]`.
         a: `[R, in]`.
+        trim: Bring R down to the numerical rank of the product, whether or not it has reached the limit.
     """
     limit = min(b.shape[0], a.shape[1])
-    if b.shape[1] <= limit:
+    if b.shape[1] <= limit and not trim:
         return b, a
     u, s, v = factored_svd(b, a)
+    if trim:  # what is left out is below the rounding of the factors themselves
+        limit = min(limit, int((s > 16 * torch.finfo(b.dtype).eps * s[:1]).sum()))
     root = s[:limit].sqrt()
     return (u[:, :limit] * root).to(b.dtype), (root[:, None] * v[:limit]).to(a.dtype)
 

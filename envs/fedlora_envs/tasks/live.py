@@ -74,8 +74,7 @@ class LiveTask:
             )
         self.heldout: Indices = stream(config.seed, "held-out examples").permutation(held)[:heldout]
         self._chunk = chunk_size(self.bench.backbone, self.bench.train, self.config.training, episodes)
-        first = self.bench.aggregator.initial(self.bench.backbone.initial_head())
-        self._first = self.bench.start(first, 1)
+        self._first = self.bench.start(self.bench.initial(), 1)
         self._starts = [self._first] * episodes
         self._keys = [0] * episodes
         self._taken = np.zeros(episodes, np.int64)
