@@ -19,7 +19,7 @@ class FedSALoRA(LoRA):
     """The server's state is A; a client's state is A and its own B, which lies in Flower's Context.state."""
 
     summary = "LoRA that shares A; every client keeps its own B"
-    trained = "A, B (B stays at the client)"
+    trained = "A, own B"
     source = "arXiv 2410.01463"
     default_aggregator = "fedavg-factors"
     personal = ("B",)

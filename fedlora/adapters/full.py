@@ -18,7 +18,7 @@ class Full(Adapter):
     """A rank of 1 trains and sends a site's whole weight, 0 nothing of it; `adapter.rank` and `adapter.alpha` mean nothing."""
 
     summary = "full fine-tuning of the adapted weights, the ceiling; averages exactly"
-    trained = "the whole weight of every site"
+    trained = "W"
     source = "FedAvg, arXiv 1602.05629"
     averages_exactly = True
     default_aggregator = "mean"

@@ -16,7 +16,7 @@ class RoLoRA(LoRA):
     """LoRA of which one factor trains per round; B, which starts at zero, goes first, since A has no gradient before."""
 
     summary = "LoRA whose factors train in turns, B in odd rounds, A in even ones; averages exactly"
-    trained = "B in odd rounds, A in even ones"
+    trained = "B or A"
     source = "arXiv 2409.02346"
     averages_exactly = True
     default_aggregator = "mean"

@@ -64,9 +64,10 @@ class GlobalState:
         """Return the next state: new sites and head, bases and memory as they are."""
         return GlobalState(sites, head, self.bases, self.memory)
 
-    def spec(self) -> dict[str, TensorSpec]:
-        """Return the schema of the whole state as one message."""
-        return {key: TensorSpec(tuple(tensor.shape)) for key, tensor in self.flat().items()}
+    def spec(self, bases: bool = False) -> dict[str, TensorSpec]:
+        """Return the schema of the whole state as one message, with the bases or without."""
+        tensors = self.flat() | (self.flat_bases() if bases else {})
+        return {key: TensorSpec(tuple(tensor.shape)) for key, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def _what_and_where(arguments: list[str], out: Path | None, resume: Path | None)
 
 def _default_folder(config: RunConfig) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    parts = [Path(config.model.name).name, Path(config.data.name).stem, config.adapter.method]
+    parts = [Path(config.model.name).name, Path(config.data.name).stem, config.method or config.adapter.method]
     base = Path("runs") / "-".join([stamp, *parts])
     count, folder = 2, base
     while folder.exists():

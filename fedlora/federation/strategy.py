@@ -175,7 +175,7 @@ class RoundStrategy(Strategy):
             previous=self.state.previous[chosen],
             links=links,
             costs=self._costs[(number - 1) % len(self._costs)],
-            budget_bytes=self._budget(links, len(chosen)),
+            budget_bytes=self._budget(links, chosen),
             gains=None if gains is None else np.broadcast_to(gains, (len(chosen), *gains.shape)),
             text=np.array([self.text.get(client, silent) for client in chosen.tolist()]),
         )
@@ -194,15 +194,16 @@ class RoundStrategy(Strategy):
         self._choice = observation, ranks
         return ranks
 
-    def _budget(self, links: Links | None, clients: int) -> Floats:
+    def _budget(self, links: Links | None, chosen: NDArray[np.int64]) -> Floats:
         """Return the bytes that each client can send before the deadline, as far as the estimates go, `[clients]`.
 
         A broadcast takes as long as its slowest listener; a slice of the adapter is as large as the reply that it asks for.
         """
         if links is None:
-            return np.full(clients, np.inf)
+            return np.full(len(chosen), np.inf)
         if self.bench.config.wire.downlink == "broadcast":
-            down_bits = 8.0 * encoded_size(self.state.adapter.spec(), self.bench.config.wire.dtype)
+            bases = not self.state.holders[chosen].all()
+            down_bits = 8.0 * encoded_size(self.state.adapter.spec(bases), self.bench.config.wire.dtype)
             return budget_bytes(links, down_bits)
         return budget_bytes(links)
 

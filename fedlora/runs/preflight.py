@@ -64,9 +64,11 @@ def preflight(config: RunConfig) -> dict[str, Any]:
         )
     up, mean_rank = _uplink(bench)
     state = bench.initial()
-    # Sliced, a client receives what it will send: its own components and the head.
-    whole = encoded_size(state.spec(), config.wire.dtype) * config.clients_per_round
-    down = up if config.wire.downlink == "sliced" else whole
+    # Sliced, a client receives what it will send: its own components and the head. Bases come on top, once for each client.
+    plain, first = (encoded_size(state.spec(bases), config.wire.dtype) for bases in (False, True))
+    down = (
+        up + (first - plain) * config.clients_per_round if config.wire.downlink == "sliced" else first * config.clients_per_round
+    )
     seconds = _seconds(bench)
     placement = bench.backbone.placement
     sizes = sorted(len(part) for part in bench.parts)

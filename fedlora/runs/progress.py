@@ -69,7 +69,7 @@ class Lines(Quiet):
         """Say what runs, and from where a resumed run goes on."""
         self.rounds = config.rounds
         self.say(
-            f"{config.adapter.method} on {config.model.name}, {config.data.name} over {config.clients} clients "
+            f"{config.method or config.adapter.method} on {config.model.name}, {config.data.name} over {config.clients} clients "
             f"({config.data.partition}), {config.clients_per_round} a round, engine {config.engine}"
         )
         if rows:
