@@ -171,8 +171,6 @@ class Session:
             self.config.output.keep_checkpoints,
         )
         self.progress.round(row, record.clients)
-        if record.clients and not record.done():
-            self.progress.say(f"round {state.round} is void: no reply counts, the adapter stays as it is")
         self.clock = time.perf_counter()
 
     def finish(self) -> None:

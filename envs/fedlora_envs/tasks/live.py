@@ -61,7 +61,8 @@ class LiveTask:
         self.config = alone(config, local_steps)
         self.bench = bench or build(self.config)
         self.sites = Sites.of(self.bench.adapters)
-        if not all(isinstance(adapter, PrefixAdapter) for adapter in self.bench.adapters):
+        adapters = self.bench.adapters
+        if not all(isinstance(own, PrefixAdapter) and own.period == 1 and not own.personal for own in adapters):
             raise ConfigError(f"adapter.method = '{config.adapter.method}' has no components to cut: use 'triplet' or 'lora'")
         self.episodes, self.order = episodes, order
         if order not in get_args(Order):
