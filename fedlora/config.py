@@ -16,6 +16,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedlora.errors import ConfigError, suggest
+from fedlora.methods import with_method
 
 Section = TypeVar("Section", bound=BaseModel)
 Precision = Literal["auto", "fp32", "bf16"]
@@ -66,6 +67,9 @@ class AdapterConfig(ConfigSection):
     targets: list[str] = Field(["auto"], description="name patterns of adapted projections; auto: attention query and value")
     unit: Literal["heads", "block", "svd"] = Field("heads", description="ravan: what one unit of the rank vector means")
     score: Literal["random", "weight", "gradient"] = Field("random", description="ravan: how a client picks its heads")
+    start_examples: int = Field(
+        50, ge=1, description="fed-sb: training examples that the server itself has, on which the first gradient is taken"
+    )
 
 
 class AggregatorConfig(ConfigSection):
@@ -74,6 +78,16 @@ class AggregatorConfig(ConfigSection):
     method: str = Field("auto", description="registered aggregator: see `fedlora methods`; auto is the adapter's own")
     weighting: Literal["auto", "uniform", "examples"] = Field("auto", description="client weights; auto is the method's own")
     options: dict[str, Any] = Field({}, description="arguments of the aggregator")
+
+
+class ServerConfig(ConfigSection):
+    """How the server goes from the old adapter towards the aggregate, by the rules of Flower's strategies of these names."""
+
+    optimizer: Literal["none", "fedavgm", "fedadam", "fedyogi"] = Field("none", description="none: take the aggregate as it is")
+    lr: float | None = Field(None, gt=0, description="step size; default: 1 for fedavgm, 0.1 for fedadam, 0.01 for fedyogi")
+    momentum: float = Field(0.9, ge=0, lt=1, description="share of the last step that is kept (beta 1)")
+    second_momentum: float = Field(0.99, ge=0, lt=1, description="share of the last second moment that is kept (beta 2)")
+    tau: float = Field(1e-3, gt=0, description="floor of the adaptive step's denominator")
 
 
 class TrainingConfig(ConfigSection):
@@ -90,6 +104,7 @@ class TrainingConfig(ConfigSection):
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="decay over the whole run")
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the run with rising learning rate")
     clip: float = Field(1.0, ge=0, description="gradient norm limit per client; 0 switches it off")
+    proximal: float = Field(0.0, ge=0, description="FedProx: mu of the penalty mu/2 |w - w0|^2, w0 being what was received")
     length_bucketing: bool = Field(True, description="batches of similar length, so that little is spent on padding")
     precision: Precision = Field("fp32", description="bf16 runs under autocast; auto: bf16 where the hardware has it")
 
@@ -175,10 +190,12 @@ class RunConfig(ConfigSection):
         "batched", description="batched: all clients at once, in process; ray: Flower's simulation; deployment: real nodes"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    method: str = Field("", description="sets adapter and aggregator together: see `fedlora methods`; empty: both by hand")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     adapter: AdapterConfig = AdapterConfig()
     aggregator: AggregatorConfig = AggregatorConfig()
+    server: ServerConfig = ServerConfig()
     training: TrainingConfig = TrainingConfig(steps=20)
     wire: WireConfig = WireConfig()
     world: WorldConfig = WorldConfig()
@@ -187,6 +204,11 @@ class RunConfig(ConfigSection):
     output: OutputConfig = OutputConfig()
     ray: RayConfig = RayConfig()
     deployment: DeploymentConfig = DeploymentConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _method(cls, values: Any) -> Any:
+        return with_method(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
@@ -287,6 +309,10 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(tree, dict):
             raise ConfigError(f"'{key}' cannot be set: '{parent}' is a value, not a section")
     tree[leaf] = value
+    if key == "method":  # the later word counts: the file's own parts make way
+        for section in ("adapter", "aggregator"):
+            if isinstance(part := tree.get(section), dict):
+                part.pop("method", None)
     # Steps and epochs exclude each other; an override replaces whichever the file had.
     other = {"steps": "epochs", "epochs": "steps"}.get(leaf)
     if parents == ["training"] and other:

@@ -81,6 +81,12 @@ class TrainingError(FedLoRAError):
     exit_code = 6
 
 
+class AggregationError(FedLoRAError):
+    """An aggregation without anything to aggregate."""
+
+    exit_code = 7
+
+
 def suggest(name: str, valid: Iterable[str]) -> str:
     """Return "Did you mean 'x'?" for a near miss, otherwise the list of what would be accepted."""
     choices = sorted(valid)

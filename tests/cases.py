@@ -35,9 +35,11 @@ class Case:
     method: str
     init: str
     options: tuple[tuple[str, Any], ...] = ()
+    round: int = 1
 
     def __str__(self) -> str:
-        return "-".join([self.method, self.init, *(str(value) for _, value in self.options)])
+        turn = [f"round{self.round}"] if ADAPTERS.get(self.method).period > 1 else []
+        return "-".join([self.method, self.init, *(str(value) for _, value in self.options), *turn])
 
     @property
     def lossless(self) -> bool:
@@ -47,16 +49,19 @@ class Case:
     def make(self, shape: str = "tall", seed: int = 0, index: int = 0, **changes: Any) -> Adapter:
         """Return the adapter on the site called `shape`; `changes` override its section."""
         section = {"method": self.method, "init": self.init, "rank": RANK, "heads": HEADS, "alpha": 5.0, **dict(self.options)}
+        if self.method == "full":  # has no scale
+            section["alpha"] = None
         config = AdapterConfig(**{**section, **changes})
-        return ADAPTERS.get(self.method)(SITES[shape], config, seed, index)
+        return ADAPTERS.get(self.method)(SITES[shape], config, seed, index).at(self.round)
 
 
 def all_cases() -> Iterator[Case]:
-    """Yield every registered method x initialisation x variant."""
+    """Yield every registered method x initialisation x variant x round after which what trains repeats itself."""
     for method in ADAPTERS.names():
         for init in ADAPTERS.get(method).inits:
             for options in _VARIANTS.get(method, [{}]):
-                yield Case(method, init, tuple(options.items()))
+                for round_number in range(1, ADAPTERS.get(method).period + 1):
+                    yield Case(method, init, tuple(options.items()), round_number)
 
 
 CASES = list(all_cases())
@@ -70,8 +75,9 @@ def draw(shapes: dict[str, tuple[int, ...]], seed: int, *lead: int, dtype: torch
 
 
 def draw_state(adapter: Adapter, seed: int, dtype: torch.dtype = torch.float64) -> Tensors:
-    """Return a random state, as training could have left it."""
-    return draw(adapter.state_shapes, seed, dtype=dtype)
+    """Return a random state of a client, as training could have left it, what it keeps for itself included."""
+    own = {name: adapter.param_shapes[name] for name in adapter.personal}
+    return draw({**adapter.state_shapes, **own}, seed, dtype=dtype)
 
 
 def legal_ranks(adapter: Adapter) -> range:

@@ -6,7 +6,9 @@ import importlib.util
 import re
 from pathlib import Path
 
+from fedlora.aggregation import AGGREGATORS
 from fedlora.config import RunConfig, all_keys, load_config
+from fedlora.methods import METHODS
 from fedlora_envs.config import WorldConfig
 from fedlora_envs.remote import RemoteConfig
 from fedlora_policies.plus.learner import PlusConfig
@@ -30,6 +32,15 @@ def test_the_reference_of_keys_is_the_codes_own() -> None:
         page = (ROOT / "docs" / name).read_text(encoding="utf-8")
         assert page == write(), "run: python docs/reference.py"
         assert all(f"`{key}`" in page for root in roots[name] for key in all_keys(root))
+
+
+def test_the_table_of_methods_is_the_codes_own() -> None:
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    for entry in METHODS.entries():
+        one = entry.value
+        cells = [f"`{entry.name}`", f"`{one.adapter}` + `{one.aggregator}`", one.trained, one.up, one.down, one.exact]
+        assert f"| {' | '.join([*cells, one.mixed_ranks, one.source])} |" in page, entry.name
+    assert all(f"`{rule}`" in page for rule in AGGREGATORS.names() if rule != "aircomp")
 
 
 def test_links_between_pages_lead_somewhere() -> None:

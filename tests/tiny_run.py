@@ -78,7 +78,7 @@ class OneByOneGrid(BatchedGrid):
 def fresh_state(bench: Workbench) -> ServerState:
     """Return the server's state before the first round."""
     previous = np.zeros((bench.config.clients, len(bench.adapters)), np.int64)
-    return ServerState(0, bench.aggregator.initial(bench.backbone.initial_head()), previous)
+    return ServerState(0, bench.initial(), previous)
 
 
 def play(bench: Workbench, grid: BatchedGrid) -> tuple[dict[str, Tensor], list[RoundRecord]]:

@@ -19,7 +19,7 @@ from scipy.special import exp1, gammaln
 from torch import Tensor
 
 from fedlora.adapters import Adapter, Tensors
-from fedlora.aggregation import Aggregator, GlobalState, Update
+from fedlora.aggregation import Aggregator, GlobalState, Update, in_order
 from fedlora.errors import ConfigError
 from fedlora.streams import stream
 
@@ -128,7 +128,7 @@ class AirCompMean(Aggregator):
         self._noise = 0.0 if snr_db == np.inf else float(np.sqrt(exp1(threshold) * 10 ** (-snr_db / 10)))
 
     def aggregate(self, updates: Sequence[Update], state: GlobalState, round_number: int) -> tuple[GlobalState, list[float]]:
-        updates = sorted(updates, key=lambda update: update.client)
+        updates = in_order(updates)
         old = state.flat()
         sums = {key: torch.zeros(tensor.shape, dtype=torch.float64) for key, tensor in old.items()}
         weights_heard = {key: torch.zeros(tensor.shape, dtype=torch.float64) for key, tensor in old.items()}
@@ -137,7 +137,7 @@ class AirCompMean(Aggregator):
         for update, weight in zip(updates, self.weights(updates), strict=True):
             heard = torch.from_numpy(self._heard(round_number, update.client, numbers))
             first = 0
-            for key, value, mask in self._flat(update, state):
+            for key, value, mask in self._flat(update, state, round_number):
                 change = torch.where(mask, value.double() - old[key].double(), 0.0) * weight
                 square += float(change.square().sum())
                 sent += int(mask.sum())
@@ -147,7 +147,8 @@ class AirCompMean(Aggregator):
                 first += change.numel()
         scale = (square / sent) ** 0.5 if sent else 0.0
         merged = self._received(old, sums, weights_heard, scale * self._noise, round_number)
-        return GlobalState.from_flat(merged, len(state.sites)), self._coverage(weights_heard)
+        received = GlobalState.from_flat(merged, len(state.sites))
+        return state.followed_by(received.sites, received.head), self._coverage(weights_heard)
 
     def _heard(self, round_number: int, client: int, numbers: int) -> NDArray[np.bool_]:
         """Return for each number, in the order of the flat state, whether the client's fade lets it through, [numbers]."""
@@ -156,9 +157,9 @@ class AirCompMean(Aggregator):
         gains = stream(self.adapters[0].seed, "aircomp fades", round_number, client).standard_exponential(fades)
         return np.repeat(gains >= self._threshold, length)[:numbers]
 
-    def _flat(self, update: Update, state: GlobalState) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def _flat(self, update: Update, state: GlobalState, round_number: int) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Yield (key, value, mask of what was sent) for all tensors of the state, in its flat order."""
-        for index, (adapter, old) in enumerate(zip(self.adapters, state.sites, strict=True)):
+        for index, (adapter, old) in enumerate(zip(self.at(round_number), state.sites, strict=True)):
             values, masks = adapter.place(update.sites[index], update.ranks[index], old)
             for name in old:
                 yield f"{index}/{name}", values[name], masks[name]

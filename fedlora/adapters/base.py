@@ -2,11 +2,13 @@
 
 Three kinds of tensors belong to an adapter at a site:
 
-* **buffers** are frozen, the same for every client, and derived from the run's seed: they never cross the air;
+* **buffers** are frozen and the same for every client. They are derived from the run's seed and never cross the air, unless the
+  adapter starts from gradients (Fed-SB): then each client is sent them once;
 * **state** is what the server keeps and what payloads are cut from (Ravan: H);
 * **parameters** are what a client optimises (Ravan: H and s); `params` turns state into parameters, `state` turns them back.
 
-Parameters carry a leading client axis `[K, ...]`; K = 1 is an ordinary adapter. State and buffers do not.
+Parameters carry a leading client axis `[K, ...]`; K = 1 is an ordinary adapter. State and buffers do not. What a client keeps for
+itself (`personal` tensors, a compression residual) is part of its own state only, and stays in Flower's Context.state.
 The meaning of a rank for bytes, training and aggregation is fixed by docs/ranks.md and checked by tests/adapters.
 """
 
@@ -61,13 +63,20 @@ class Adapter(ABC):
     default_aggregator: ClassVar[str]
     noop_at_init: ClassVar[bool] = True
     inits: ClassVar[tuple[str, ...]]
+    personal: ClassVar[tuple[str, ...]] = ()
+    """Parameters that stay at the client; the server has no global update where there are any."""
+    period: ClassVar[int] = 1
+    """Rounds after which what trains repeats itself (see `at`)."""
+    sliceable: ClassVar[bool] = True
+    """Whether a client can start from its own slice alone (wire.downlink = "sliced")."""
 
     def __init__(self, site: Site, config: AdapterConfig, seed: int, index: int) -> None:
         self.site, self.config, self.seed, self.index = site, config, seed, index
         self.rank = config.rank
         self.init = self.inits[0] if config.init == "auto" else config.init
+        self._buffers: Tensors | None = None
         self.check()
-        self.scale = (config.rank if config.alpha is None else config.alpha) / config.rank
+        self.scale = (self.rank if config.alpha is None else config.alpha) / self.rank
 
     def check(self) -> None:
         """Refuse a configuration that this site cannot carry (ConfigError)."""
@@ -85,6 +94,10 @@ class Adapter(ABC):
     def generator(self, name: str, *keys: int) -> torch.Generator:
         """Return this site's own random stream of that name."""
         return torch_stream(self.seed, f"adapter.{name}", self.index, *keys)
+
+    def at(self, round_number: int) -> Adapter:
+        """Return the adapter as it trains in a round; shapes and state are the same in every round, what is sent may differ."""
+        return self
 
     # -- shapes ------------------------------------------------------------------------------------------------------
 
@@ -116,8 +129,26 @@ class Adapter(ABC):
     # -- values ------------------------------------------------------------------------------------------------------
 
     def buffers(self) -> Tensors:
-        """Return the frozen tensors, float32 on the CPU, drawn from the seed."""
+        """Return the frozen tensors, float32 on the CPU, drawn from the seed or as they were installed."""
         return {}
+
+    @property
+    def starts_from_gradients(self) -> bool:
+        """Whether buffers and first state follow from the gradient of the frozen weight (`from_gradient`)."""
+        return False
+
+    def from_gradient(self, gradient: Tensor, step: float) -> tuple[Tensors, Tensors]:
+        """Return (first state, buffers) that a first step of full fine-tuning of this size asks for.
+
+        Args:
+            gradient: Of the loss by the frozen weight, `[out_features, in_features]`.
+            step: Size of the step.
+        """
+        raise NotImplementedError
+
+    def install(self, buffers: Tensors) -> None:
+        """Take buffers that the server sent; PayloadError where their shapes are not this site's."""
+        raise PayloadError("schema", f"site '{self.site.name}' takes no bases from the server")
 
     @abstractmethod
     def init_state(self, generation: int = 0) -> Tensors:
@@ -128,7 +159,7 @@ class Adapter(ABC):
         return dict(state)
 
     def state(self, params: Tensors) -> Tensors:
-        """Return the state that parameters amount to; leading axes (clients) are kept."""
+        """Return the state that parameters amount to, personal tensors included; leading axes (clients) are kept."""
         return dict(params)
 
     @abstractmethod
@@ -203,8 +234,19 @@ class Adapter(ABC):
                     "shape", f"'{name}' of site '{self.site.name}' is {list(tensor.shape)}, expected {list(spec[name].shape)}"
                 )
 
-    def upload(self, state: Tensors, received: Tensors, residual: Tensors, selection: Selection) -> tuple[Tensors, Tensors]:
-        """Return (what the client sends, what it keeps for later); only lossy methods keep something."""
+    def recall(self, received: Tensors, kept: Tensors) -> Tensors:
+        """Return the state that a client starts from, given what it received and what it kept (nothing at its first round)."""
+        return received
+
+    def upload(self, state: Tensors, received: Tensors, kept: Tensors, selection: Selection) -> tuple[Tensors, Tensors]:
+        """Return (what the client sends, what it keeps for later); only lossy and personal methods keep something.
+
+        Args:
+            state: The client's own after training.
+            received: What it started from.
+            kept: What it kept last time.
+            selection: What it trained.
+        """
         return self.slice(state, selection), {}
 
     def selection_of(self, tensors: Tensors, rho: int) -> Selection:

@@ -27,14 +27,17 @@ class LoRA(PrefixAdapter):
         return {"A": (self.rank, self.site.in_features), "B": (self.site.out_features, self.rank)}
 
     def init_state(self, generation: int = 0) -> Tensors:
-        shape = self.state_shapes["A"]
+        return {"A": self.first_a(generation), "B": torch.zeros(self.state_shapes["B"])}
+
+    def first_a(self, generation: int = 0) -> Tensor:
+        """Return A as it is drawn, `[rank, in]`."""
+        shape = (self.rank, self.site.in_features)
         generator = self.generator("A", generation)
-        if self.init == "kaiming":
-            # Uniform within 1/sqrt(in): Kaiming's bound at a = sqrt(5), the default of peft and of torch's own Linear.
-            a = (2 * torch.rand(shape, generator=generator) - 1) / shape[1] ** 0.5
-        else:
-            a = torch.randn(shape, generator=generator) / shape[1] ** 0.5
-        return {"A": a, "B": torch.zeros(self.state_shapes["B"])}
+        uniform = self.init == "kaiming"
+        # Uniform within 1/sqrt(in): Kaiming's bound at a = sqrt(5), the default of peft and of torch's own Linear.
+        a = 2 * torch.rand(shape, generator=generator) - 1 if uniform else torch.randn(shape, generator=generator)
+        first: Tensor = a / shape[1] ** 0.5
+        return first
 
     def add_to(self, y: Tensor, x: Tensor, params: Tensors, buffers: Tensors) -> Tensor:
         z = torch.bmm(x, params["A"].transpose(1, 2))

@@ -41,7 +41,6 @@ class Ravan(Adapter):
                 f"site '{self.site.name}' ({self.site.out_features} x {self.site.in_features}): the Gram-Schmidt limit is "
                 f"{limit}. Lower rank to {limit // self.heads}, take fewer heads, or use adapter.init = 'random'"
             )
-        self._buffers: Tensors | None = None
 
     # -- shapes and values -------------------------------------------------------------------------------------------
 
@@ -193,12 +192,12 @@ class Ravan(Adapter):
             raise PayloadError("schema", f"site '{self.site.name}' names heads {heads.tolist()} of {self.heads}")
         return Selection(self.snap(rho), heads)
 
-    def upload(self, state: Tensors, received: Tensors, residual: Tensors, selection: Selection) -> tuple[Tensors, Tensors]:
+    def upload(self, state: Tensors, received: Tensors, kept: Tensors, selection: Selection) -> tuple[Tensors, Tensors]:
         if self.config.unit != "svd":
             return self.slice(state, selection), {}
         change = state["H"] - received["H"]
-        if residual:
-            change = change + residual["H"]
+        if kept:
+            change = change + kept["H"]
         sent = self._compress(change, selection.rho)
         return sent, {"H": change - self._expand(sent)}
 

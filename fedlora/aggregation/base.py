@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora.adapters import Adapter, Tensors
-from fedlora.errors import ConfigError
+from fedlora.errors import AggregationError, ConfigError
 from fedlora.registry import Registry
 from fedlora.wire import TensorSpec
 
@@ -21,28 +23,51 @@ Merge = tuple[Tensor, Tensor]
 
 @dataclass
 class GlobalState:
-    """What the server holds between rounds: tensors per site in canonical order, and the task head by parameter name."""
+    """What the server holds between rounds.
+
+    Attributes:
+        sites: Tensors per site in canonical order; every broadcast carries them.
+        head: The task head by parameter name; every broadcast carries it.
+        bases: Frozen tensors per site that each client is sent once and keeps (Fed-SB), or nothing.
+        memory: What the server alone remembers (moments of its optimiser); never sent.
+    """
 
     sites: list[Tensors]
     head: Tensors = field(default_factory=dict)
+    bases: list[Tensors] = field(default_factory=list)
+    memory: Tensors = field(default_factory=dict)
 
     def flat(self) -> Tensors:
-        """Return all tensors under keys such as "3/H" and "head/classifier.weight"."""
+        """Return what a broadcast carries, under keys such as "3/H" and "head/classifier.weight"."""
         tensors = {f"{index}/{name}": tensor for index, site in enumerate(self.sites) for name, tensor in site.items()}
         return tensors | {f"head/{name}": tensor for name, tensor in self.head.items()}
 
+    def flat_bases(self) -> Tensors:
+        """Return the bases under keys such as "bases/3/B"."""
+        return {f"bases/{index}/{name}": tensor for index, site in enumerate(self.bases) for name, tensor in site.items()}
+
     @staticmethod
     def from_flat(tensors: Tensors, sites: int) -> GlobalState:
-        """Undo `flat`; `sites` is the number of sites."""
+        """Undo `flat` and `flat_bases`; `sites` is the number of sites."""
         state = GlobalState([{} for _ in range(sites)])
         for key, tensor in tensors.items():
             where, _, name = key.partition("/")
-            (state.head if where == "head" else state.sites[int(where)])[name] = tensor
+            if where == "bases":
+                state.bases = state.bases or [{} for _ in range(sites)]
+                index, _, name = name.partition("/")
+                state.bases[int(index)][name] = tensor
+            else:
+                (state.head if where == "head" else state.sites[int(where)])[name] = tensor
         return state
 
-    def spec(self) -> dict[str, TensorSpec]:
-        """Return the schema of the whole state as one message."""
-        return {key: TensorSpec(tuple(tensor.shape)) for key, tensor in self.flat().items()}
+    def followed_by(self, sites: list[Tensors], head: Tensors) -> GlobalState:
+        """Return the next state: new sites and head, bases and memory as they are."""
+        return GlobalState(sites, head, self.bases, self.memory)
+
+    def spec(self, bases: bool = False) -> dict[str, TensorSpec]:
+        """Return the schema of the whole state as one message, with the bases or without."""
+        tensors = self.flat() | (self.flat_bases() if bases else {})
+        return {key: TensorSpec(tuple(tensor.shape)) for key, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -52,7 +77,7 @@ class Update:
     Attributes:
         client: Its number; updates are combined in this order whatever order they came in.
         examples: Training examples it holds.
-        ranks: Its rank vector, one per site.
+        ranks: Its rank vector, one per site, as it was sent.
         sites: Decoded payload tensors per site.
         head: Decoded task head.
     """
@@ -80,12 +105,25 @@ class Aggregator(ABC):
     source: ClassVar[str]
     exact: ClassVar[str]
     mixed_ranks: ClassVar[bool]
+    """Whether clients of a round may have different ranks at a site; where not, policies that mix them are refused."""
     default_weighting: ClassVar[str]
+    weightings: ClassVar[tuple[str, ...]] = ("uniform", "examples")
     sliced_downlink: ClassVar[bool] = True
+    own_prefix: ClassVar[bool] = False
+    """Whether a client works with the part of the state that its ranks cover and takes the rest for zero, whatever was sent."""
+    steady: ClassVar[bool] = True
+    """Whether the difference of two states is a step, which a server optimiser can take at another size."""
+    prunes: ClassVar[bool] = False
+    """Whether clients may lower their ranks for good (`settle`)."""
 
     def __init__(self, adapters: Sequence[Adapter], weighting: str = "auto") -> None:
         self.adapters = list(adapters)
         self.weighting = self.default_weighting if weighting == "auto" else weighting
+        if self.weighting not in self.weightings:
+            raise ConfigError(
+                f"aggregator.weighting = '{weighting}' does not fit aggregator.method = '{self.name}', which weights clients in "
+                f"its own way: use 'auto' or '{self.weightings[0]}'"
+            )
         reason = self.objection()
         if reason:
             method = self.adapters[0].config.method
@@ -109,6 +147,29 @@ class Aggregator(ABC):
         """
         return site, None
 
+    def objection_to(self, ranks: NDArray[np.int64]) -> str:
+        """Return why these rank vectors of a round's clients, `[clients, sites]`, cannot be aggregated together, or nothing."""
+        if self.mixed_ranks or len(ranks) < 2 or bool((ranks == ranks[0]).all()):
+            return ""
+        return "it compares clients entry by entry and cannot mix ranks"
+
+    def penalty(self, sites: Sequence[Tensors], ranks: Tensor) -> Tensor | None:
+        """Return what clients add to their mean losses, `[K]`, or None.
+
+        Args:
+            sites: Parameters per site with client axis, `[K, ...]`.
+            ranks: Rank vectors, `[K, sites]`.
+        """
+        return None
+
+    def settle(self, index: int, rho: int, start: Tensors, trained: Tensors) -> int:
+        """Return the rank, at most `rho`, that a client keeps at site `index` after training and sends (`prunes` alone)."""
+        return rho
+
+    def at(self, round_number: int) -> list[Adapter]:
+        """Return the adapters as they train in a round."""
+        return [adapter.at(round_number) for adapter in self.adapters]
+
     def weights(self, updates: Sequence[Update]) -> list[float]:
         """Return one positive weight per update, not yet normalised."""
         return [float(update.examples) if self.weighting == "examples" else 1.0 for update in updates]
@@ -118,6 +179,9 @@ class Aggregator(ABC):
         """Return (next state, coverage per site: share of entries that at least one client sent).
 
         `state` is not changed; what no client sent keeps its values bit by bit.
+
+        Raises:
+            AggregationError: There is no update.
         """
 
     def export_factors(self, index: int, site: Tensors) -> Merge:
@@ -125,15 +189,41 @@ class Aggregator(ABC):
         return self.adapters[index].factors(site)
 
 
+def in_order(updates: Sequence[Update]) -> list[Update]:
+    """Return the updates by client, so that the order of arrival does not matter (AggregationError where there are none)."""
+    if not updates:
+        raise AggregationError("there is nothing to aggregate: no update has come")
+    return sorted(updates, key=lambda update: update.client)
+
+
+def two_factors(adapters: Sequence[Adapter]) -> str:
+    """Return why these adapters are not pairs of factors that train and travel together, or nothing."""
+    if any(adapter.personal for adapter in adapters):
+        return "its clients keep a factor for themselves, so that the server has no product to work with. Use 'fedavg-factors'"
+    if any(adapter.averages_exactly for adapter in adapters):
+        return f"its mean is exact already. Use '{adapters[0].default_aggregator}'"
+    return ""
+
+
+def plain_lora(adapters: Sequence[Adapter]) -> str:
+    """Return why these adapters are not plain LoRA, whose state is A and B, or nothing."""
+    odd = any(adapter.state_shapes.keys() != {"A", "B"} for adapter in adapters)
+    return two_factors(adapters) or ("it works on the factors A and B of a LoRA. Use adapter.method = 'lora'" if odd else "")
+
+
 class CoverageMean:
     """Weighted mean of tensors of which each client may have sent only a part.
 
     Every entry is averaged over the clients that sent it, with weights renormalised per entry; entries that nobody sent keep
     their old value. Shapes are compared, never broadcast.
+
+    Args:
+        old: What entries keep that nobody sends.
+        over: Divide what somebody sent by this weight instead of its senders' (zero-padding: all clients').
     """
 
-    def __init__(self, old: Tensors) -> None:
-        self.old = old
+    def __init__(self, old: Tensors, over: float | None = None) -> None:
+        self.old, self.over = old, over
         self.total = {name: torch.zeros_like(tensor) for name, tensor in old.items()}
         # Weight of the clients that sent a whole tensor, and per entry of those that left some out: most runs have none.
         self.whole = dict.fromkeys(old, 0.0)
@@ -164,10 +254,11 @@ class CoverageMean:
             if name in self.partial:
                 weight = self.partial[name] + self.whole[name]
                 sent = weight > 0
+                weight = weight if self.over is None else torch.full_like(weight, self.over)
                 merged[name] = torch.where(sent, self.total[name] / weight.clamp_min(torch.finfo(old.dtype).tiny), old)
                 covered += int(sent.sum())
             else:
-                merged[name] = self.total[name] / self.whole[name] if self.whole[name] else old
+                merged[name] = self.total[name] / (self.over or self.whole[name]) if self.whole[name] else old
                 covered += old.numel() if self.whole[name] else 0
         return merged, covered / entries if entries else 0.0
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedlora.adapters import Tensors
-from fedlora.aggregation.base import AGGREGATORS, Aggregator, GlobalState, Merge, Update, mean_head
+from fedlora.aggregation.base import AGGREGATORS, Aggregator, GlobalState, Merge, Update, in_order, mean_head, two_factors
 
 
 class Stack(Aggregator):
@@ -27,10 +27,13 @@ class Stack(Aggregator):
     mixed_ranks = True
     default_weighting = "examples"
     sliced_downlink = False
+    steady = False
 
     def objection(self) -> str:
-        exact = any(adapter.averages_exactly for adapter in self.adapters)
-        return "its mean is exact already and stacking would only add bytes. Use 'ravan'" if exact else ""
+        if any(adapter.averages_exactly for adapter in self.adapters):
+            use = self.adapters[0].default_aggregator
+            return f"its mean is exact already and stacking would only add bytes. Use '{use}'"
+        return two_factors(self.adapters)
 
     def initial(self, head: Tensors) -> GlobalState:
         empty = [
@@ -43,7 +46,7 @@ class Stack(Aggregator):
         return self.adapters[index].init_state(round_number), (site["B"], site["A"])
 
     def aggregate(self, updates: Sequence[Update], state: GlobalState, round_number: int) -> tuple[GlobalState, list[float]]:
-        updates = sorted(updates, key=lambda update: update.client)
+        updates = in_order(updates)
         weights = self.weights(updates)
         sites, coverage = [], []
         for index, (adapter, old) in enumerate(zip(self.adapters, state.sites, strict=True)):
@@ -63,27 +66,41 @@ class Stack(Aggregator):
             b, a = recompress(torch.cat(bs, dim=1), torch.cat(as_, dim=0))
             sites.append({"B": b, "A": a})
             coverage.append(sent / adapter.cap)
-        return GlobalState(sites, mean_head(updates, weights, state.head)), coverage
+        return state.followed_by(sites, mean_head(updates, weights, state.head)), coverage
 
     def export_factors(self, index: int, site: Tensors) -> Merge:
         return site["B"], site["A"]
 
 
-def recompress(b: Tensor, a: Tensor) -> Merge:
+def recompress(b: Tensor, a: Tensor, trim: bool = False) -> Merge:
     """Return factors of the same product with at most min(out, in) columns, by QR of both and SVD of the small core.
 
     Args:
         b: `[out, R]`.
         a: `[R, in]`.
+        trim: Bring R down to the numerical rank of the product, whether or not it has reached the limit.
     """
     limit = min(b.shape[0], a.shape[1])
-    if b.shape[1] <= limit:
+    if b.shape[1] <= limit and not trim:
         return b, a
+    u, s, v = factored_svd(b, a)
+    if trim:  # what is left out is below the rounding of the factors themselves
+        limit = min(limit, int((s > 16 * torch.finfo(b.dtype).eps * s[:1]).sum()))
+    root = s[:limit].sqrt()
+    return (u[:, :limit] * root).to(b.dtype), (root[:, None] * v[:limit]).to(a.dtype)
+
+
+def factored_svd(b: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the singular value decomposition (U, S, V') of B A without ever forming the product, in float64.
+
+    Args:
+        b: `[out, R]`.
+        a: `[R, in]`.
+    """
     qb, rb = torch.linalg.qr(b.double())
     qa, ra = torch.linalg.qr(a.double().T)
     u, s, v = torch.linalg.svd(rb @ ra.T, full_matrices=False)
-    root = s[:limit].sqrt()
-    return ((qb @ u[:, :limit]) * root).to(b.dtype), (root[:, None] * (v[:limit] @ qa.T)).to(a.dtype)
+    return qb @ u, s, v @ qa.T
 
 
 AGGREGATORS.add(Stack.name, Stack, Stack.summary)

@@ -60,6 +60,7 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         "accuracy_after": last["test_accuracy"],
         "loss_before": first["test_loss"],
         "loss_after": last["test_loss"],
+        "clients_accuracy": last["clients_accuracy"],
         "uplink_bytes": sum(row["uplink_bytes"] for row in rounds),
         "downlink_bytes": sum(row["downlink_bytes"] for row in rounds),
         "replies": sum(counted(row) for row in rounds),
@@ -103,8 +104,11 @@ def result_table(result: dict[str, Any]) -> Table:
     table.add_column("")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
-    table.add_row("test accuracy", *(_number(result[f"accuracy_{when}"]) for when in ("before", "after")))
-    table.add_row("test loss", *(_number(result[f"loss_{when}"]) for when in ("before", "after")))
+    if result["accuracy_after"] is None:  # the server has nothing whole to measure: clients keep a part of the model
+        table.add_row("accuracy at clients", "", _number(result["clients_accuracy"]))
+    else:
+        table.add_row("test accuracy", *(_number(result[f"accuracy_{when}"]) for when in ("before", "after")))
+        table.add_row("test loss", *(_number(result[f"loss_{when}"]) for when in ("before", "after")))
     table.add_section()
     table.add_row("bytes up", "", size(result["uplink_bytes"]))
     table.add_row("bytes down", "", size(result["downlink_bytes"]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from fedlora.aggregation import GlobalState
 from fedlora.config import RunConfig
 from fedlora.data.encode import Encoded
 from fedlora.data.features import read_corpus, text_features
-from fedlora.errors import FedLoRAError
+from fedlora.errors import FedLoRAError, TrainingError
 from fedlora.federation.workbench import Workbench, cached_workbench
 from fedlora.streams import stream
 from fedlora.training.chunks import train_in_chunks
@@ -33,6 +33,12 @@ CLIENT_FAILED = 100
 
 TEXT_METRICS = ("text-entropy", "text-surprisal", "text-split")
 """What a client says of its texts when it introduces itself; the metrics' names are part of the protocol."""
+
+KEPT = "kept"
+"""Record of Context.state with what a client keeps for itself: compression residuals, factors that are its own."""
+
+BASES = "bases"
+"""Record of Context.state with what the server sends each client once."""
 
 _TEXTS = 256
 
@@ -89,13 +95,14 @@ def answer(bench: Workbench, messages: Sequence[Message], contexts: Sequence[Con
     starts: dict[int, Start] = {}
     for index, (message, context) in enumerate(zip(messages, contexts, strict=True)):
         try:
-            jobs.append((index, _read(bench, message, client_of(context), starts)))
+            jobs.append((index, _read(bench, message, context, starts)))
         except FedLoRAError as error:
             replies[index] = _failed(message, str(error))
     if not jobs:
         return [replies[index] for index in range(len(messages))]
     measured = _measure(bench, [job for _, job in jobs])
-    outcomes = train_in_chunks(bench.backbone, bench.train, [job for _, job in jobs], bench.config.training, bench.chunk)
+    penalty = bench.aggregator.penalty
+    outcomes = train_in_chunks(bench.backbone, bench.train, [job for _, job in jobs], bench.config.training, bench.chunk, penalty)
     for (index, job), outcome, metrics in zip(jobs, outcomes, measured, strict=True):
         replies[index] = _write(bench, messages[index], contexts[index], job, outcome, metrics)
     return [replies[index] for index in range(len(messages))]
@@ -106,31 +113,49 @@ def client_of(context: Context) -> int:
     return int(cast(int, context.node_config["partition-id"]))
 
 
-def _read(bench: Workbench, message: Message, client: int, starts: dict[int, Start]) -> Job:
+def _read(bench: Workbench, message: Message, context: Context, starts: dict[Any, Start]) -> Job:
     """Decode one message; messages that carry the same broadcast share the decoded start."""
-    config = cast(ConfigRecord, message.content["config"])
+    config, client = cast(ConfigRecord, message.content["config"]), client_of(context)
     round_number, ranks = int(cast(int, config["round"])), [int(rank) for rank in cast(list[int], config["ranks"])]
     data = from_record(message.content.array_records["arrays"])
     selections = None
     if bench.config.wire.downlink == "sliced":
-        start, selections = _place_slices(bench, decode(data, bench.config.wire.dtype, tag=round_number), ranks, round_number)
+        received = GlobalState.from_flat(decode(data, bench.config.wire.dtype, tag=round_number), len(bench.adapters))
+        selections = _place_slices(bench, received, ranks, round_number)
+        start = bench.start(received, round_number)
     else:
         if id(data) not in starts:
             tensors = decode(data, bench.config.wire.dtype, tag=round_number)
             starts[id(data)] = bench.start(GlobalState.from_flat(tensors, len(bench.adapters)), round_number)
         start = starts[id(data)]
+    start = _with_bases(bench, start, context)
+    if bench.aggregator.own_prefix or any(adapter.personal for adapter in bench.adapters):
+        start = bench.own_start(start, ranks, _read_kept(bench, context))
     return Job(client, round_number, bench.config.rounds, ranks, bench.parts[client], start, selections)
 
 
-def _place_slices(bench: Workbench, tensors: Tensors, ranks: list[int], round_number: int) -> tuple[Start, list[Selection]]:
-    """Turn a client's own slice of the adapter into a start; components that were not sent are zero."""
-    sliced = GlobalState.from_flat(tensors, len(bench.adapters))
+def _place_slices(bench: Workbench, received: GlobalState, ranks: list[int], round_number: int) -> list[Selection]:
+    """Turn a client's own slices into whole states, in place; components that were not sent are zero. Return what it trains."""
     selections = []
-    for index, (adapter, rank) in enumerate(zip(bench.adapters, ranks, strict=True)):
+    for index, (adapter, rank) in enumerate(zip(bench.adapters_at(round_number), ranks, strict=True)):
         zeros = {name: torch.zeros(shape) for name, shape in adapter.state_shapes.items()}
-        selections.append(adapter.selection_of(sliced.sites[index], rank))
-        sliced.sites[index] = adapter.place(sliced.sites[index], rank, zeros)[0]
-    return bench.start(sliced, round_number), selections
+        selections.append(adapter.selection_of(received.sites[index], rank))
+        received.sites[index] = adapter.place(received.sites[index], rank, zeros)[0]
+    return selections
+
+
+def _with_bases(bench: Workbench, start: Start, context: Context) -> Start:
+    """Keep the bases that came with a message, or take those that came with an earlier one (TrainingError: none ever came)."""
+    if not any(adapter.starts_from_gradients for adapter in bench.adapters):
+        return start
+    if start.buffers is not None:
+        data = encode(GlobalState([], bases=start.buffers).flat_bases(), "fp32")
+        context.state[BASES] = to_record(data)
+    elif BASES in context.state:
+        data = from_record(context.state.array_records[BASES])
+    else:
+        raise TrainingError("this client has not got the bases that the adapter works with; the server sends them again")
+    return replace(start, buffers=bench.bases_of(data))
 
 
 def _measure(bench: Workbench, jobs: list[Job]) -> list[dict[str, float | int]]:
@@ -158,18 +183,22 @@ def _write(
 ) -> Message:
     if outcome.failure:
         return _failed(message, outcome.failure)
-    residual = _read_residual(bench, context)
+    before = _read_kept(bench, context)
     tensors: Tensors = {f"head/{name}": tensor for name, tensor in outcome.head.items()}
     kept: Tensors = {}
-    for index, adapter in enumerate(bench.adapters):
-        sent, left = adapter.upload(
-            outcome.sites[index], job.start.sites[index], residual.sites[index], outcome.selections[index]
-        )
+    ranks = []
+    for index, adapter in enumerate(bench.adapters_at(job.round)):
+        start, trained, selection = job.start.sites[index], outcome.sites[index], outcome.selections[index]
+        rank = bench.aggregator.settle(index, selection.rho, start, trained)
+        if rank < selection.rho:
+            selection = adapter.select(rank)
+        sent, left = adapter.upload(trained, start, before[index], selection)
         tensors |= {f"{index}/{name}": tensor for name, tensor in sent.items()}
         kept |= {f"{index}/{name}": tensor for name, tensor in left.items()}
+        ranks.append(rank)
     if kept:
-        context.state["residual"] = to_record(encode(kept, "fp32"))
-    metrics: dict[str, float | int] = {
+        context.state[KEPT] = to_record(encode(kept, "fp32"))
+    metrics: dict[str, float | int | list[int]] = {
         "client": job.client,
         "num-examples": outcome.examples,
         "train-loss": outcome.loss,
@@ -177,31 +206,33 @@ def _write(
         "tokens": outcome.tokens,
         "seconds": outcome.seconds,
     }
+    if bench.aggregator.prunes:
+        metrics["ranks"] = ranks
     content = RecordDict(
         {
             "arrays": to_record(encode(tensors, bench.config.wire.dtype, tag=job.round)),
-            "metrics": MetricRecord({**metrics, **measured}),
+            "metrics": MetricRecord(cast(dict[str, Any], {**metrics, **measured})),
         }
     )
     return Message(content, reply_to=message)
 
 
-def _read_residual(bench: Workbench, context: Context) -> GlobalState:
-    """Return what the client kept back in earlier rounds (unit = svd), empty where there is nothing."""
-    tensors = decode(from_record(context.state.array_records["residual"]), "fp32") if "residual" in context.state else {}
-    return GlobalState.from_flat(tensors, len(bench.adapters))
+def _read_kept(bench: Workbench, context: Context) -> list[Tensors]:
+    """Return what the client kept for itself in earlier rounds, per site; empty where there is nothing."""
+    tensors = decode(from_record(context.state.array_records[KEPT]), "fp32") if KEPT in context.state else {}
+    return GlobalState.from_flat(tensors, len(bench.adapters)).sites
 
 
 def _failed(message: Message, reason: str) -> Message:
     return Message(Error(CLIENT_FAILED, reason), reply_to=message)
 
 
-def reply_spec(bench: Workbench, ranks: Sequence[int]) -> dict[str, TensorSpec]:
-    """Return the schema of the reply of a client with these ranks, head first, as `_write` orders it."""
+def reply_spec(bench: Workbench, ranks: Sequence[int], round_number: int = 1) -> dict[str, TensorSpec]:
+    """Return the schema of the reply of a client with these ranks in a round, head first, as `_write` orders it."""
     spec = {f"head/{name}": TensorSpec(tuple(tensor.shape)) for name, tensor in bench.backbone.initial_head().items()}
-    for index, (adapter, rank) in enumerate(zip(bench.adapters, ranks, strict=True)):
+    for index, (adapter, rank) in enumerate(zip(bench.adapters_at(round_number), ranks, strict=True)):
         spec |= {f"{index}/{name}": item for name, item in adapter.spec(rank).items()}
     return spec
 
 
-__all__ = ["CLIENT_FAILED", "MessageType", "answer", "client_of", "introduce", "make_client_app", "reply_spec"]
+__all__ = ["BASES", "CLIENT_FAILED", "KEPT", "MessageType", "answer", "client_of", "introduce", "make_client_app", "reply_spec"]

@@ -46,12 +46,15 @@ def level_gains(adapters: Sequence[Adapter], sites: Sequence[Tensors]) -> Floats
 
 def _site_gains(adapter: Adapter, state: Tensors) -> Floats:
     """Return the squared norms that the levels of one site add, not rising, `[levels]`."""
-    own = {name: tuple(tensor.shape) for name, tensor in state.items()} == adapter.state_shapes
+    # Rules may keep more in a site's state than the adapter's own tensors, or something else altogether.
+    own = all(name in state and tuple(state[name].shape) == shape for name, shape in adapter.state_shapes.items())
     if own and isinstance(adapter, Ravan):
         energy = _ravan_gains(adapter, state)
     elif own:
         b, a = (factor.detach().double() for factor in adapter.factors(state))
         energy = b.square().sum(dim=0) * a.square().sum(dim=1)
+        if len(energy) != adapter.cap:  # full: one level for all
+            energy = energy.sum().expand(adapter.cap) / adapter.cap
     else:
         # An accumulated update in factored form: its singular values are what fresh components would have to carry again.
         energy = _spectrum(state["B"].detach().double(), state["A"].detach().double(), adapter.cap)

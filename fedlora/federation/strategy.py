@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedlora.adapters import Tensors
 from fedlora.aggregation import GlobalState, Update
+from fedlora.aggregation.server import server_step
 from fedlora.errors import ConfigError, FedLoRAError, PayloadError
 from fedlora.federation.budgets import budget_bytes
 from fedlora.federation.client import TEXT_METRICS, reply_spec
@@ -31,6 +32,10 @@ from fedlora.wire import decode, encode, encoded_size, from_record, record_size,
 _REPORTED = ("train-loss", "steps", "tokens", "seconds", "held-accuracy", "held-loss", "held-examples")
 
 
+UNLIMITED = np.int64(2**31)
+"""Limit of a client that has pruned nothing."""
+
+
 @dataclass
 class ServerState:
     """All that crosses a round on the server's side; a checkpoint is this and nothing else.
@@ -39,11 +44,21 @@ class ServerState:
         round: Rounds done.
         adapter: The global state.
         previous: Ranks of each client when it last took part, `[clients, sites]`.
+        limits: Ranks that clients pruned themselves to, and are not asked for more, `[clients, sites]`.
+        holders: Which clients hold the bases that each is sent once, `[clients]`.
     """
 
     round: int
     adapter: GlobalState
     previous: Ranks
+    limits: Ranks = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    holders: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+
+    def __post_init__(self) -> None:
+        if self.limits.shape != self.previous.shape:
+            self.limits = np.full(self.previous.shape, UNLIMITED)
+        if len(self.holders) != len(self.previous):
+            self.holders = np.zeros(len(self.previous), np.bool_)
 
 
 @dataclass
@@ -90,7 +105,9 @@ class RoundStrategy(Strategy):
         self.bench, self.roster, self.state, self.world = bench, roster, state, world
         self.offset = state.round
         self.policy, setup = policy_of(bench)
-        self.caps, self.units, self.costs = setup.caps, setup.units, setup.costs
+        self.caps, self.units = setup.caps, setup.units
+        # What is sent may take turns from round to round.
+        self._costs = [costs_of(bench, number) for number in range(1, max(a.period for a in bench.adapters) + 1)]
         self.text = roster.text if isinstance(roster, Roster) else {}
         self.record = RoundRecord(state.round)
         self._rows: dict[int, dict[str, Any]] = {}
@@ -99,9 +116,11 @@ class RoundStrategy(Strategy):
     def summary(self) -> None:
         """Flower asks for a log of the settings; the run folder has them all."""
 
-    def broadcast(self) -> ArrayRecord:
-        """Return the global state as the message of the next round."""
-        return to_record(encode(self.state.adapter.flat(), self.bench.config.wire.dtype, tag=self.state.round + 1))
+    def broadcast(self, bases: bool = False) -> ArrayRecord:
+        """Return the global state as the message of the next round, with the bases for clients that do not hold them yet."""
+        adapter = self.state.adapter
+        tensors = adapter.flat() | (adapter.flat_bases() if bases else {})
+        return to_record(encode(tensors, self.bench.config.wire.dtype, tag=self.state.round + 1))
 
     # -- down --------------------------------------------------------------------------------------------------------
 
@@ -111,10 +130,13 @@ class RoundStrategy(Strategy):
         self.record, self._rows = RoundRecord(number), {}
         chosen = self.draw(number)
         ranks = self.ranks(number, chosen)
-        shared = self.broadcast() if self.bench.config.wire.downlink == "broadcast" else None
+        fresh = bool(self.state.adapter.bases) & ~self.state.holders[chosen]
+        shared: dict[bool, ArrayRecord] = {}
+        if self.bench.config.wire.downlink == "broadcast":
+            shared = {bases: self.broadcast(bases) for bases in np.unique(fresh).tolist()}
         messages = []
-        for client, own in zip(chosen.tolist(), ranks, strict=True):
-            record = shared or self._slice(client, own, number)
+        for client, own, bases in zip(chosen.tolist(), ranks, fresh.tolist(), strict=True):
+            record = shared[bases] if shared else self._slice(client, own, number, bases)
             node = self.roster[client][0]
             content = RecordDict({"arrays": record, "config": ConfigRecord({"round": number, "ranks": own.tolist()})})
             messages.append(Message(content, dst_node_id=node, message_type=MessageType.TRAIN, group_id=str(number)))
@@ -152,8 +174,8 @@ class RoundStrategy(Strategy):
             units=self.units,
             previous=self.state.previous[chosen],
             links=links,
-            costs=self.costs,
-            budget_bytes=self._budget(links, len(chosen)),
+            costs=self._costs[(number - 1) % len(self._costs)],
+            budget_bytes=self._budget(links, chosen),
             gains=None if gains is None else np.broadcast_to(gains, (len(chosen), *gains.shape)),
             text=np.array([self.text.get(client, silent) for client in chosen.tolist()]),
         )
@@ -163,29 +185,37 @@ class RoundStrategy(Strategy):
                 f"policy.name = '{self.bench.config.policy.name}' chose ranks of type {asked.dtype}, shape {list(asked.shape)}; "
                 f"a policy returns whole numbers of shape {list(shape)}, [clients, sites]"
             )
-        ranks = legal(asked, self.bench.adapters)
+        ranks = legal(np.minimum(asked, self.state.limits[chosen]), self.bench.adapters)
+        if reason := self.bench.aggregator.objection_to(ranks):
+            raise ConfigError(
+                f"policy.name = '{self.bench.config.policy.name}' does not fit "
+                f"aggregator.method = '{self.bench.aggregator.name}': {reason}. Use policy.name = 'full', or another rule"
+            )
         self._choice = observation, ranks
         return ranks
 
-    def _budget(self, links: Links | None, clients: int) -> Floats:
+    def _budget(self, links: Links | None, chosen: NDArray[np.int64]) -> Floats:
         """Return the bytes that each client can send before the deadline, as far as the estimates go, `[clients]`.
 
         A broadcast takes as long as its slowest listener; a slice of the adapter is as large as the reply that it asks for.
         """
         if links is None:
-            return np.full(clients, np.inf)
+            return np.full(len(chosen), np.inf)
         if self.bench.config.wire.downlink == "broadcast":
-            down_bits = 8.0 * encoded_size(self.state.adapter.spec(), self.bench.config.wire.dtype)
+            bases = not self.state.holders[chosen].all()
+            down_bits = 8.0 * encoded_size(self.state.adapter.spec(bases), self.bench.config.wire.dtype)
             return budget_bytes(links, down_bits)
         return budget_bytes(links)
 
-    def _slice(self, client: int, ranks: Ranks, number: int) -> ArrayRecord:
+    def _slice(self, client: int, ranks: Ranks, number: int, bases: bool) -> ArrayRecord:
         """Return the part of the adapter that one client gets when wire.downlink = "sliced"."""
         rng = stream(self.bench.config.seed, "head choice", number, client)
         sliced = []
         for adapter, site, rank in zip(self.bench.adapters, self.state.adapter.sites, ranks, strict=True):
             sliced.append(adapter.slice(site, adapter.select(int(rank), adapter.head_scores(site, None, rng))))
-        return to_record(encode(GlobalState(sliced, self.state.adapter.head).flat(), self.bench.config.wire.dtype, tag=number))
+        part = GlobalState(sliced, self.state.adapter.head, self.state.adapter.bases)
+        tensors = part.flat() | (part.flat_bases() if bases else {})
+        return to_record(encode(tensors, self.bench.config.wire.dtype, tag=number))
 
     # -- up ----------------------------------------------------------------------------------------------------------
 
@@ -198,8 +228,9 @@ class RoundStrategy(Strategy):
         self._charge()
         updates = [update for reply in replies if (update := self._accept(number, reply)) is not None]
         if updates:
-            adapter, coverage = self.bench.aggregator.aggregate(updates, self.state.adapter, number)
-            self.state.adapter = adapter
+            bench, old = self.bench, self.state.adapter
+            merged, coverage = bench.aggregator.aggregate(updates, old, number)
+            self.state.adapter = server_step(bench.config.server, bench.adapters_at(number), old, merged, updates, number)
             self.record.coverage = float(np.mean(coverage))
         self.state.round = number
         self.record.clients = sorted(self._rows.values(), key=lambda row: int(row["client"]))
@@ -228,13 +259,15 @@ class RoundStrategy(Strategy):
         if reply.has_error():
             lost = reply.error.code in (CLIENT_DROPPED, CLIENT_LATE)
             row["status"] = _reason(reply) if lost else f"failed: {_reason(reply)}"
+            self.state.holders[row["client"]] = False  # whatever it held may be gone with what failed
             return None
         try:
             metrics = reply.content.metric_records["metrics"]
             data = from_record(reply.content.array_records["arrays"])
             row["uplink_bytes"] = len(data)
-            tensors = decode(data, self.bench.config.wire.dtype, reply_spec(self.bench, row["ranks"]), tag=number)
-            update = self._update(row, tensors)
+            ranks = self._settled(row["ranks"], metrics)
+            tensors = decode(data, self.bench.config.wire.dtype, reply_spec(self.bench, ranks, number), tag=number)
+            update = self._update(row["client"], ranks, tensors, number)
         except PayloadError as error:
             row["status"] = f"rejected: {error}"
             return None
@@ -242,17 +275,35 @@ class RoundStrategy(Strategy):
             row["status"] = f"rejected: schema: the reply has no record {error}"
             return None
         row |= {"status": "ok", "examples": update.examples, **_reported(metrics)}
+        self.state.holders[update.client] = True
+        if ranks != row["ranks"]:
+            row["ranks_kept"] = ranks
+            self.state.limits[update.client] = np.where(np.less(ranks, row["ranks"]), ranks, self.state.limits[update.client])
         return update
 
-    def _update(self, row: dict[str, Any], tensors: Tensors) -> Update:
+    def _settled(self, asked: list[int], metrics: MetricRecord) -> list[int]:
+        """Return the ranks that a reply was sent at: those asked for, or lower ones where the rule lets clients prune.
+
+        Raises:
+            PayloadError: Ranks that no client may settle at.
+        """
+        if not self.bench.aggregator.prunes:
+            return asked
+        own = metrics.get("ranks")
+        sound = isinstance(own, list) and len(own) == len(asked) and all(isinstance(rank, int) for rank in own)
+        if not sound or not all(min(1, most) <= rank <= most for rank, most in zip(cast(list[int], own), asked, strict=True)):
+            raise PayloadError("schema", f"the reply was sent at ranks {own}, asked for were {asked}")
+        return list(cast(list[int], own))
+
+    def _update(self, client: int, ranks: list[int], tensors: Tensors, number: int) -> Update:
         """Return the validated update; the number of examples is the roster's, not what a reply claims.
 
         Placing each site once here surfaces indices out of range before the reply counts as sound.
         """
         state = GlobalState.from_flat(tensors, len(self.bench.adapters))
-        for adapter, site, rank in zip(self.bench.adapters, state.sites, row["ranks"], strict=True):
+        for adapter, site, rank in zip(self.bench.adapters_at(number), state.sites, ranks, strict=True):
             adapter.selection_of(site, rank)
-        return Update(row["client"], self.roster[row["client"]][1], row["ranks"], state.sites, state.head)
+        return Update(client, self.roster[client][1], ranks, state.sites, state.head)
 
     # -- evaluation at clients travels with training (see client.py), so Flower's own evaluation step is empty ---------
 

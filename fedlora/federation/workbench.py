@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from fedlora.adapters import ADAPTERS, Adapter
+from fedlora.adapters import ADAPTERS, Adapter, Tensors
 from fedlora.aggregation import AGGREGATORS, Aggregator, GlobalState
 from fedlora.config import RunConfig, parse_config
 from fedlora.data.base import DataSet
@@ -22,11 +24,14 @@ from fedlora.federation.policy import POLICIES
 from fedlora.federation.world import WORLDS
 from fedlora.models import load_model
 from fedlora.registry import construct
+from fedlora.streams import stream
 from fedlora.training.backbone import Backbone
 from fedlora.training.batches import Indices, Prepared, prepare
 from fedlora.training.chunks import chunk_size
 from fedlora.training.device import place
+from fedlora.training.gradients import weight_gradients
 from fedlora.training.local import Start
+from fedlora.wire import decode, encode
 
 
 @dataclass
@@ -52,11 +57,16 @@ class Workbench:
     parts: list[Indices]
     held: list[Indices]
     chunk: int
+    _bases: tuple[bytes, list[Tensors]] | None = None
 
     @property
     def adapters(self) -> list[Adapter]:
         """The adapter of each site, in canonical order."""
         return self.backbone.adapters
+
+    def adapters_at(self, round_number: int) -> list[Adapter]:
+        """Return the adapters as they train in a round."""
+        return [adapter.at(round_number) for adapter in self.adapters]
 
     @cached_property
     def surprisal(self) -> NDArray[np.float64]:
@@ -66,10 +76,57 @@ class Workbench:
             return np.zeros(0)
         return read_corpus(encoded, texts[:1], tokenizer).surprisal  # the texts themselves are read for their words alone
 
+    def initial(self) -> GlobalState:
+        """Return the global state before the first round; where the adapter starts from gradients, the server takes them here.
+
+        Bases are rounded as the wire rounds them, so that the server works with what its clients get.
+        """
+        head = self.backbone.initial_head()
+        state = self.aggregator.initial(head)
+        if not any(adapter.starts_from_gradients for adapter in self.adapters):
+            return state
+        sites, bases = self._gradient_start
+        state = GlobalState([{**was, **new} for was, new in zip(state.sites, sites, strict=True)], head, bases)
+        self.backbone.set_buffers(bases)
+        return state
+
+    @cached_property
+    def _gradient_start(self) -> tuple[list[Tensors], list[Tensors]]:
+        """First state and bases per site, from the gradient on a few training examples that the server has."""
+        config = self.config
+        everything = np.arange(len(self.train.examples), dtype=np.int64)
+        chosen = np.sort(stream(config.seed, "start examples").permutation(everything)[: config.adapter.start_examples])
+        nothing = self.start(self.aggregator.initial(self.backbone.initial_head()), 1)
+        gradients = weight_gradients(self.backbone, self.train, chosen, nothing, config.training.batch_size)
+        pairs = [
+            adapter.from_gradient(gradient, config.training.lr)
+            for adapter, gradient in zip(self.adapters, gradients, strict=True)
+        ]
+        exact = GlobalState([], bases=[bases for _, bases in pairs]).flat_bases()
+        sent = decode(encode(exact, config.wire.dtype), config.wire.dtype)
+        return [site for site, _ in pairs], GlobalState.from_flat(sent, len(pairs)).bases
+
     def start(self, state: GlobalState, round_number: int) -> Start:
         """Return what training or evaluation starts from, given a global state."""
         pairs = [self.aggregator.start(index, site, round_number) for index, site in enumerate(state.sites)]
-        return Start([site for site, _ in pairs], [merge for _, merge in pairs], state.head)
+        return Start([site for site, _ in pairs], [merge for _, merge in pairs], state.head, state.bases or None)
+
+    def bases_of(self, data: bytes) -> list[Tensors]:
+        """Return encoded bases per site; clients that hold the same get the same object, decoded once."""
+        if self._bases is None or self._bases[0] != data:
+            self._bases = data, GlobalState.from_flat(decode(data, "fp32"), len(self.adapters)).bases
+        return self._bases[1]
+
+    def own_start(self, start: Start, ranks: Sequence[int], kept: Sequence[Tensors]) -> Start:
+        """Return what one client starts from: with what it keeps for itself, its own components alone where the rule says so."""
+        sites = []
+        for adapter, site, rank, own in zip(self.adapters, start.sites, ranks, kept, strict=True):
+            if self.aggregator.own_prefix:
+                masks = adapter.state_masks(adapter.select(rank))
+                sites.append(adapter.recall({name: torch.where(masks[name], tensor, 0.0) for name, tensor in site.items()}, own))
+            else:
+                sites.append(adapter.recall(site, own))
+        return replace(start, sites=sites)
 
     def test_indices(self) -> Indices:
         """Return the whole server test set."""
@@ -112,8 +169,7 @@ def assemble(config: RunConfig, dataset: DataSet, parts: list[Indices], held: li
     rule = backbone.adapters[0].default_aggregator if config.aggregator.method == "auto" else config.aggregator.method
     factory, options = AGGREGATORS.get(rule), config.aggregator.options
     aggregator = construct("aggregator.method", rule, factory, backbone.adapters, config.aggregator.weighting, options=options)
-    if config.wire.downlink == "sliced" and not aggregator.sliced_downlink:
-        raise ConfigError(f"wire.downlink = 'sliced' does not fit aggregator.method = '{rule}': use 'broadcast'")
+    _check_parts(config, backbone.adapters, aggregator)
     train = prepare(dataset.train, loaded, config.data.max_length)
     return Workbench(
         config=config,
@@ -126,6 +182,22 @@ def assemble(config: RunConfig, dataset: DataSet, parts: list[Indices], held: li
         held=held,
         chunk=chunk_size(backbone, train, config.training, together),
     )
+
+
+def _check_parts(config: RunConfig, adapters: Sequence[Adapter], aggregator: Aggregator) -> None:
+    """Refuse what adapter, aggregator, downlink and server optimiser cannot do together (ConfigError)."""
+    if config.wire.downlink == "sliced" and not aggregator.sliced_downlink:
+        raise ConfigError(f"wire.downlink = 'sliced' does not fit aggregator.method = '{aggregator.name}': use 'broadcast'")
+    if config.wire.downlink == "sliced" and not all(adapter.sliceable for adapter in adapters):
+        raise ConfigError(
+            f"wire.downlink = 'sliced' does not fit adapter.method = '{config.adapter.method}', whose clients need what they do "
+            "not train as well: use 'broadcast'"
+        )
+    if config.server.optimizer != "none" and not aggregator.steady:
+        raise ConfigError(
+            f"server.optimizer = '{config.server.optimizer}' does not fit aggregator.method = '{aggregator.name}', whose states "
+            "are not steps from one another: use 'none'"
+        )
 
 
 def check_combination(config: RunConfig) -> None:

@@ -111,7 +111,7 @@ def setup_of(bench: Workbench) -> WorldSetup:
     frozen = sum(tensor.numel() * tensor.element_size() for tensor in backbone.model.parameters())
 
     def measure() -> float:
-        start = bench.start(bench.aggregator.initial(backbone.initial_head()), 1)
+        start = bench.start(bench.initial(), 1)
         caps = [adapter.cap for adapter in backbone.adapters]
         client = int(np.argmax([len(part) for part in bench.parts]))
         job = Job(client, 1, config.rounds, caps, bench.parts[client], start)

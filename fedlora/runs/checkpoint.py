@@ -1,7 +1,8 @@
 """Checkpoints: one folder per round, written whole, verified before use, the newest few kept.
 
-    checkpoints/round-00003/state.safetensors    global adapter, task head, previous ranks, what clients keep for themselves,
-                                                 the radio world's state, what the policy remembers
+    checkpoints/round-00003/state.safetensors    global adapter, task head, bases, server optimiser's moments, previous ranks and
+                                                 limits, what clients keep for themselves, the radio world's state, what the
+                                                 policy remembers
     checkpoints/round-00003/state.json           round, lengths of the logs at that moment, clients trained at once, checksums
 
 Logs are appended before the checkpoint is written; on resume they are cut back to the lengths that the checkpoint names, so
@@ -55,7 +56,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     """Write a checkpoint to `folder` and drop all but the newest `keep`."""
     state = checkpoint.state
     tensors: dict[str, Tensor] = {f"adapter/{key}": tensor.contiguous().clone() for key, tensor in state.adapter.flat().items()}
-    tensors["previous_ranks"] = torch.from_numpy(state.previous)
+    kept_here = {"bases": state.adapter.flat_bases(), "memory": state.adapter.memory}
+    for part, own in kept_here.items():
+        tensors |= {f"{part}/{key.removeprefix('bases/')}": tensor.contiguous().clone() for key, tensor in own.items()}
+    for name, values in {"previous_ranks": state.previous, "rank_limits": state.limits, "holders": state.holders}.items():
+        tensors[name] = torch.from_numpy(values)
     for part, arrays in (("world", checkpoint.world), ("policy", checkpoint.policy)):
         tensors |= {f"{part}/{name}": torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
     for node, data in checkpoint.clients.items():
@@ -116,8 +121,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
     adapter = {key.removeprefix("adapter/"): tensor for key, tensor in tensors.items() if key.startswith("adapter/")}
     kept = {key.removeprefix("client/"): tensor for key, tensor in tensors.items() if key.startswith("client/")}
     clients = {int(node): bytes(tensor.numpy()) for node, tensor in kept.items()}
-    previous = tensors["previous_ranks"].numpy().astype(np.int64)
-    state = ServerState(body["round"], GlobalState.from_flat(_ordered(adapter), body["sites"]), previous)
+    bases = {key: tensor for key, tensor in tensors.items() if key.startswith("bases/")}
+    whole = GlobalState.from_flat({**_ordered(adapter), **bases}, body["sites"])
+    whole.memory = {key.removeprefix("memory/"): tensor for key, tensor in tensors.items() if key.startswith("memory/")}
+    # Runs from before clients could prune themselves have no limits, and no bases to hold.
+    others = [tensors[name].numpy() for name in ("rank_limits", "holders") if name in tensors]
+    state = ServerState(body["round"], whole, tensors["previous_ranks"].numpy().astype(np.int64), *others)
     world, policy = (
         {key.removeprefix(part): tensor.numpy() for key, tensor in tensors.items() if key.startswith(part)}
         for part in ("world/", "policy/")

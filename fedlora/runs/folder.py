@@ -204,7 +204,7 @@ def refuse_taken(path: Path, argument: str = "--out") -> None:
 def default_folder(config: RunConfig) -> Path:
     """Return a new folder under runs/ that says when it was begun and with what."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    parts = [Path(config.model.name).name, Path(config.data.name).stem, config.adapter.method]
+    parts = [Path(config.model.name).name, Path(config.data.name).stem, config.method or config.adapter.method]
     base = Path("runs") / "-".join([stamp, *parts])
     count, folder = 2, base
     while folder.exists():

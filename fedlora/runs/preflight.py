@@ -63,10 +63,12 @@ def preflight(config: RunConfig) -> dict[str, Any]:
             "lower training.batch_size or data.max_length"
         )
     up, mean_rank = _uplink(bench)
-    state = bench.aggregator.initial(bench.backbone.initial_head())
-    # Sliced, a client receives what it will send: its own components and the head.
-    whole = encoded_size(state.spec(), config.wire.dtype) * config.clients_per_round
-    down = up if config.wire.downlink == "sliced" else whole
+    state = bench.initial()
+    # Sliced, a client receives what it will send: its own components and the head. Bases come on top, once for each client.
+    plain, first = (encoded_size(state.spec(bases), config.wire.dtype) for bases in (False, True))
+    down = (
+        up + (first - plain) * config.clients_per_round if config.wire.downlink == "sliced" else first * config.clients_per_round
+    )
     seconds = _seconds(bench)
     placement = bench.backbone.placement
     sizes = sorted(len(part) for part in bench.parts)
@@ -93,8 +95,7 @@ def preflight(config: RunConfig) -> dict[str, Any]:
 def _uplink(bench: Workbench) -> tuple[int, float]:
     """Return (bytes that the clients of round 1 will send, exactly; their mean rank), as the strategy would choose them."""
     roster = {client: (client + 1, len(part)) for client, part in enumerate(bench.parts)}
-    adapter = bench.aggregator.initial(bench.backbone.initial_head())
-    state = ServerState(0, adapter, np.zeros((len(bench.parts), len(bench.adapters)), np.int64))
+    state = ServerState(0, bench.initial(), np.zeros((len(bench.parts), len(bench.adapters)), np.int64))
     strategy = RoundStrategy(bench, roster, state, make_world(bench))
     ranks = strategy.ranks(1, strategy.draw(1))
     return sum(encoded_size(reply_spec(bench, own.tolist()), bench.config.wire.dtype) for own in ranks), float(ranks.mean())
@@ -103,7 +104,7 @@ def _uplink(bench: Workbench) -> tuple[int, float]:
 def _seconds(bench: Workbench) -> float:
     """Return an estimate of one round's time from one local step of a chunk of clients and one evaluation batch."""
     config = bench.config
-    start = bench.start(bench.aggregator.initial(bench.backbone.initial_head()), 1)
+    start = bench.start(bench.initial(), 1)
     caps = [adapter.cap for adapter in bench.adapters]
     clients = range(min(bench.chunk, config.clients_per_round))
     probe = config.training.model_copy(update={"steps": 2, "epochs": None})

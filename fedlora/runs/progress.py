@@ -69,7 +69,7 @@ class Lines(Quiet):
         """Say what runs, and from where a resumed run goes on."""
         self.rounds = config.rounds
         self.say(
-            f"{config.adapter.method} on {config.model.name}, {config.data.name} over {config.clients} clients "
+            f"{config.method or config.adapter.method} on {config.model.name}, {config.data.name} over {config.clients} clients "
             f"({config.data.partition}), {config.clients_per_round} a round, engine {config.engine}"
         )
         if rows:
@@ -131,6 +131,8 @@ def round_line(row: dict[str, Any], rounds: int) -> str:
     if row["test_accuracy"] is not None:
         parts.append(f"accuracy {row['test_accuracy']:.4f}")
         parts.append(f"loss {row['test_loss']:.4f}")
+    if row["test_accuracy"] is None and row.get("clients_accuracy") is not None:
+        parts.append(f"accuracy at clients {row['clients_accuracy']:.4f}")
     if row["train_loss"] is not None:
         parts.append(f"train loss {row['train_loss']:.4f}")
     if row["clients_selected"]:

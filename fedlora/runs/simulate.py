@@ -17,6 +17,7 @@ from fedlora.config import RunConfig
 from fedlora.data.plot import plot_label_mix
 from fedlora.errors import FedLoRAError
 from fedlora.federation.batched_grid import BatchedGrid
+from fedlora.federation.client import BASES, KEPT
 from fedlora.federation.engines import refuse_deployment, run_engine
 from fedlora.federation.policy import StatefulPolicy
 from fedlora.federation.strategy import RoundStrategy, ServerState, call_roll, policy_of
@@ -30,7 +31,7 @@ from fedlora.runs.folder import RunFolder, holds_run, refuse_taken
 from fedlora.runs.progress import Progress, Quiet
 from fedlora.runs.tensorboard import Events
 from fedlora.training.evaluation import evaluate
-from fedlora.wire import from_record, to_record
+from fedlora.wire import encode, from_record, to_record
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,8 @@ class Session:
         self.config = bench.config
         checkpoint = folder.latest()
         if checkpoint is None:
-            adapter = bench.aggregator.initial(bench.backbone.initial_head())
             previous = np.zeros((self.config.clients, len(bench.adapters)), np.int64)
-            checkpoint = Checkpoint(ServerState(0, adapter, previous), {}, {}, bench.chunk)
+            checkpoint = Checkpoint(ServerState(0, bench.initial(), previous), {}, {}, bench.chunk)
             self.fresh = True
         else:
             self.fresh = False
@@ -154,8 +154,9 @@ class Session:
         """Be the server: restore what clients keep, call the roll, drive Flower's loop."""
         self.grid = grid
         if isinstance(grid, BatchedGrid):
-            for node, data in self.kept.items():
-                grid.contexts[node].state["residual"] = to_record(data)
+            self._restore_clients(grid)
+        else:
+            self.state.holders[:] = False  # nodes of another process may be new ones
         roster = call_roll(grid, self.config.clients, self.config.deployment.start_timeout_s, self.bench.dataset.label_names)
         if len(roster) < self.config.deployment.least_nodes:
             raise FedLoRAError(
@@ -211,7 +212,9 @@ class Session:
         losses = [row["train_loss"] for row in done if "train_loss" in row]
         held = [row for row in done if "held_accuracy" in row and row.get("held_examples", 0) > 0]
         due = state.round % self.config.evaluation.every == 0 or state.round == self.config.rounds
-        accuracy, loss = self._evaluate(state) if due else (None, None)
+        # Where clients keep a part of the model for themselves, the server has nothing whole to measure.
+        whole = not any(adapter.personal for adapter in self.bench.adapters)
+        accuracy, loss = self._evaluate(state) if due and whole else (None, None)
         examples = sum(row["held_examples"] for row in held)
         return {
             "round": state.round,
@@ -234,8 +237,17 @@ class Session:
         batch = self.config.evaluation.batch_size
         return evaluate(self.bench.backbone, self.bench.test, self.bench.test_indices(), start, batch).summary()
 
+    def _restore_clients(self, grid: BatchedGrid) -> None:
+        """Give the clients back what they keep for themselves, and the bases to those that hold them."""
+        for node, data in self.kept.items():
+            grid.contexts[node].state[KEPT] = to_record(data)
+        bases = encode(self.state.adapter.flat_bases(), "fp32")
+        for node, context in grid.contexts.items():
+            if self.state.holders[node - 1] and self.state.adapter.bases:
+                context.state[BASES] = to_record(bases)
+
     def _kept_by_clients(self) -> dict[int, bytes]:
         if not isinstance(self.grid, BatchedGrid):
             return {}
-        kept = {node: context.state for node, context in self.grid.contexts.items() if "residual" in context.state}
-        return {node: from_record(state.array_records["residual"]) for node, state in kept.items()}
+        kept = {node: context.state for node, context in self.grid.contexts.items() if KEPT in context.state}
+        return {node: from_record(state.array_records[KEPT]) for node, state in kept.items()}

@@ -71,6 +71,7 @@ class Backbone:
         """Called after every local step with the number of clients that took it."""
         self._frozen: dict[int, Tensor] = {}
         self._merged: list[Merge | None] = [None] * len(self.layers)
+        self._installed: Sequence[Tensors] | None = None
         self._twins: list[Backbone] = []
 
     def twin(self) -> Backbone:
@@ -122,6 +123,16 @@ class Backbone:
             b, a = (factor.to(weight.device, torch.float32) for factor in merge)
             delta = (b @ a).T if self.sites[index].transposed else b @ a
             weight.data.copy_(original.float() + delta)
+
+    def set_buffers(self, buffers: Sequence[Tensors] | None) -> None:
+        """Let every site have these frozen tensors (bases that the server sent); None leaves what is there."""
+        if buffers is None or buffers is self._installed:
+            return
+        dtype = torch.bfloat16 if self.placement.precision == "bf16" else torch.float32
+        for layer, tensors in zip(self.layers, buffers, strict=True):
+            layer.adapter.install(tensors)
+            layer.buffers_.update({name: tensor.to(self.placement.device, dtype) for name, tensor in tensors.items()})
+        self._installed = buffers
 
     def score(self, batch: Batch) -> RowScores:
         """Run the model on a batch of `K * b` rows, clients one after the other, K being that of the bound parameters."""

@@ -14,7 +14,7 @@ from fedlora.training.backbone import Backbone
 from fedlora.training.batches import Prepared
 from fedlora.training.lanes import lanes_of, side_by_side
 from fedlora.training.layers import SharedInputError
-from fedlora.training.local import Job, Outcome, train_clients
+from fedlora.training.local import Job, Outcome, Penalty, train_clients
 
 # Beyond this many tokens a step, CPUs gain nothing from more clients and lose cache locality (measured, docs/performance.md).
 _CPU_TOKENS = 512
@@ -65,7 +65,12 @@ def chunk_size(backbone: Backbone, prepared: Prepared, config: TrainingConfig, c
 
 
 def train_in_chunks(
-    backbone: Backbone, prepared: Prepared, jobs: Sequence[Job], config: TrainingConfig, size: int
+    backbone: Backbone,
+    prepared: Prepared,
+    jobs: Sequence[Job],
+    config: TrainingConfig,
+    size: int,
+    penalty: Penalty | None = None,
 ) -> list[Outcome]:
     """Train all jobs, `size` at a time; a chunk that does not fit a GPU's memory is halved and tried again.
 
@@ -76,12 +81,14 @@ def train_in_chunks(
     """
     parts = [jobs[at : at + size] for at in range(0, len(jobs), size)]
     backbone.set_merge(jobs[0].start.merges)
+    backbone.set_buffers(jobs[0].start.buffers)
     try:
-        done = side_by_side(backbone, parts, lambda lane, part: train_clients(lane, prepared, part, config))
+        done = side_by_side(backbone, parts, lambda lane, part: train_clients(lane, prepared, part, config, penalty))
     except (SharedInputError, torch.OutOfMemoryError) as error:
         if size == 1:
             raise TrainingError("one client's local step does not fit this device's memory: lower training.batch_size") from None
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
-        return train_in_chunks(backbone, prepared, jobs, config, 1 if isinstance(error, SharedInputError) else size // 2)
+        smaller = 1 if isinstance(error, SharedInputError) else size // 2
+        return train_in_chunks(backbone, prepared, jobs, config, smaller, penalty)
     return [outcome for part in done for outcome in part]

@@ -76,6 +76,7 @@ def _scores(
 ) -> NDArray[np.float64]:
     """Return loss, correct predictions and predictions made, `[3, K, n]`, from passes over `batch_size` examples."""
     backbone.set_merge(starts[0].merges)
+    backbone.set_buffers(starts[0].buffers)
     layout, adapters = backbone.layout, backbone.adapters
     rows = torch.stack([layout.row([a.params(s) for a, s in zip(adapters, own.sites, strict=True)], own.head) for own in starts])
     bound = layout.views(rows.to(backbone.placement.device, torch.float32))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,13 +28,21 @@ from fedlora.training.schedule import learning_rates
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
 
+Penalty = Callable[[Sequence[Tensors], Tensor], Tensor | None]
+"""(Parameters per site with client axis, rank vectors `[K, sites]`) -> what clients add to their mean losses, `[K]`, or None."""
+
+
 @dataclass(frozen=True)
 class Start:
-    """What a client received: adapter state and update to merge per site, and the task head (float32, CPU, no client axis)."""
+    """What a client starts from: adapter state and update to merge per site, and the task head (float32, CPU, no client axis).
+
+    `buffers` are frozen tensors per site that the server sent, or None where they come from the seed.
+    """
 
     sites: list[Tensors]
     merges: list[Merge | None]
     head: Tensors
+    buffers: list[Tensors] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,18 +77,21 @@ class Outcome:
     failure: str
 
 
-def train_clients(backbone: Backbone, prepared: Prepared, jobs: Sequence[Job], config: TrainingConfig) -> list[Outcome]:
+def train_clients(
+    backbone: Backbone, prepared: Prepared, jobs: Sequence[Job], config: TrainingConfig, penalty: Penalty | None = None
+) -> list[Outcome]:
     """Train all jobs at once and return their outcomes in the order of `jobs`.
 
-    All jobs must have the same merged update, since they share the frozen weights.
+    All jobs must have the same merged update and buffers, since they share the frozen weights.
     """
     began = time.perf_counter()
     plans = [plan(job.indices, prepared.lengths, config, backbone.seed, job.round, job.client) for job in jobs]
     order = sorted(range(len(jobs)), key=lambda index: -len(plans[index]))
     ordered, plans = [jobs[index] for index in order], [plans[index] for index in order]
     backbone.set_merge(ordered[0].start.merges)
+    backbone.set_buffers(ordered[0].start.buffers)
     with backbone.kernels():
-        session = _Session(backbone, prepared, ordered, plans, config)
+        session = _Session(backbone, prepared, ordered, plans, config, penalty)
         losses = session.run()
     outcomes = session.outcomes(losses, (time.perf_counter() - began) / len(jobs))
     return [outcome for _, outcome in sorted(zip(order, outcomes, strict=True), key=lambda pair: pair[0])]
@@ -90,9 +101,16 @@ class _Session:
     """The stacked state of one call of `train_clients`."""
 
     def __init__(
-        self, backbone: Backbone, prepared: Prepared, jobs: list[Job], plans: list[Indices], config: TrainingConfig
+        self,
+        backbone: Backbone,
+        prepared: Prepared,
+        jobs: list[Job],
+        plans: list[Indices],
+        config: TrainingConfig,
+        penalty: Penalty | None = None,
     ) -> None:
         self.backbone, self.prepared, self.jobs, self.plans, self.config = backbone, prepared, jobs, plans, config
+        self.penalty = penalty
         self.device = backbone.placement.device
         starts: dict[int, Tensor] = {}
         for job in jobs:
@@ -100,6 +118,8 @@ class _Session:
                 params = [adapter.params(site) for adapter, site in zip(backbone.adapters, job.start.sites, strict=True)]
                 starts[id(job.start)] = backbone.layout.row(params, job.start.head)
         self.rows = torch.stack([starts[id(job.start)] for job in jobs]).to(self.device, torch.float32)
+        self.received = self.rows.clone() if config.proximal else self.rows
+        self.ranks = torch.tensor([list(job.ranks) for job in jobs], device=self.device)
         self.grads = torch.zeros_like(self.rows)
         self.selections = [self._select(index) for index in range(len(jobs))]
         self.mask = self._mask()
@@ -117,6 +137,8 @@ class _Session:
                 bound = active
             losses[step, :active] = self._backward(step, active)
             grads = self.grads[:active]
+            if self.config.proximal:
+                grads.add_(self.rows[:active] - self.received[:active], alpha=self.config.proximal)
             if self.mask is not None:
                 grads.masked_fill_(~self.mask[:active], 0.0)
             clip_rows(grads, self.config.clip)
@@ -179,7 +201,8 @@ class _Session:
         loss = torch.where(real, scores.loss.view(active, -1), 0.0).sum(dim=1)
         count = torch.where(real, scores.count.view(active, -1), 0.0).sum(dim=1).clamp_min(1.0)
         mean = loss / count
-        mean.sum().backward()
+        extra = self.penalty([layer.params for layer in self.backbone.layers], self.ranks[:active]) if self.penalty else None
+        (mean.sum() if extra is None else mean.sum() + extra.sum()).backward()
         return mean.detach()
 
     def _per_entry(self, rates: Tensor) -> Tensor:
@@ -217,17 +240,17 @@ class _Session:
     def _mask(self) -> Tensor | None:
         """Return which entries train, bool `[K, P]`, or None where all do."""
         adapters = self.backbone.adapters
-        full = all(
-            selection.rho == adapter.cap
+        whole = all(
+            selection.rho == adapter.cap and adapter.period == 1
             for chosen in self.selections
             for adapter, selection in zip(adapters, chosen, strict=True)
         )
-        if full:
+        if whole:
             return None
         mask = torch.ones(self.rows.shape, dtype=torch.bool)
         sites, _ = self.backbone.layout.views(mask)
-        for client, chosen in enumerate(self.selections):
+        for client, (job, chosen) in enumerate(zip(self.jobs, self.selections, strict=True)):
             for site, adapter, selection in zip(sites, adapters, chosen, strict=True):
-                for name, entries in adapter.param_masks(selection).items():
+                for name, entries in adapter.at(job.round).param_masks(selection).items():
                     site[name][client] = entries
         return mask.to(self.device)

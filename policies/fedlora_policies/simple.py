@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.errors import ConfigError
+from fedlora.errors import ConfigError, suggest
 from fedlora.federation.policy import Observation, PolicySetup, Ranks
 from fedlora.streams import stream
 
@@ -37,24 +37,37 @@ class FixedPolicy:
         return np.tile(self.ranks, (len(observation.clients), 1))
 
 
+MIXES = {"uniform": (0.25, 0.25, 0.25, 0.25), "bell": (0.1, 0.4, 0.4, 0.1), "skewed": (0.5, 0.25, 0.15, 0.1)}
+"""Shares of clients in four tiers, from the smallest budget to the largest. The paper gives its own only as a picture."""
+
+
 class TieredPolicy:
     """Every client belongs to a tier for the whole run and gets that tier's share of the cap (arXiv 2506.05568, section 4.2).
+
+    For ravan a share of the cap is a number of heads, for the methods of components it is a rank.
 
     Args:
         setup: What is known for the whole run.
         fractions: Share of the cap per tier, each in (0, 1].
         weights: Share of clients per tier; default: equal shares.
+        mix: A name of `MIXES` instead of weights, for four tiers.
     """
 
-    summary = "tiers of clients with a fixed share of the cap each (options: fractions, weights)"
+    summary = "tiers of clients with a fixed share of the cap each (options: fractions, weights, mix)"
     blind = True
 
     def __init__(
-        self, setup: PolicySetup, fractions: Sequence[float] = (0.25, 0.5, 0.75, 1.0), weights: Sequence[float] | None = None
+        self,
+        setup: PolicySetup,
+        fractions: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
+        weights: Sequence[float] | None = None,
+        mix: str | None = None,
     ) -> None:
         tiers_of = numbers("fractions", fractions)
         if tiers_of.ndim != 1 or not tiers_of.size or tiers_of.min() <= 0 or tiers_of.max() > 1:
             raise ConfigError(f"policy.options.fractions = {fractions}: give a list of numbers above 0 and at most 1")
+        if mix is not None:
+            weights = _mix(mix, weights, len(tiers_of))
         shares = np.ones(len(tiers_of)) if weights is None else numbers("weights", weights)
         if shares.shape != tiers_of.shape or (shares < 0).any() or shares.sum() <= 0:
             raise ConfigError(f"policy.options.weights = {weights}: give one share per fraction, none negative, not all zero")
@@ -64,11 +77,29 @@ class TieredPolicy:
         tiers = stream(setup.seed, "tiers").permutation(tiers)
         self.fractions = tiers_of[tiers]
         self.caps = setup.caps
+        least = np.floor(self.fractions.min() * setup.caps + 1e-9)
+        if (least < setup.units).any():
+            site = int(np.argmax(least < setup.units))
+            raise ConfigError(
+                f"policy.options.fractions: {self.fractions.min():g} of the cap {setup.caps[site]} is less than "
+                f"{setup.units[site]}, the smallest step of a rank there (for ravan one head): raise the fraction, or take "
+                "more heads or a higher rank"
+            )
 
     def choose(self, observation: Observation) -> Ranks:
         """Return each client's share of the caps."""
         ranks: Ranks = np.floor(self.fractions[observation.clients][:, None] * self.caps + 1e-9).astype(np.int64)
         return ranks
+
+
+def _mix(mix: str, weights: Sequence[float] | None, tiers: int) -> Sequence[float]:
+    if weights is not None:
+        raise ConfigError("policy.options: give either weights or mix, not both")
+    if mix not in MIXES:
+        raise ConfigError(f"policy.options.mix = '{mix}' is unknown. {suggest(str(mix), MIXES)}")
+    if tiers != len(MIXES[mix]):
+        raise ConfigError(f"policy.options.mix is for {len(MIXES[mix])} tiers, fractions has {tiers}: give weights instead")
+    return MIXES[mix]
 
 
 class RandomPolicy:

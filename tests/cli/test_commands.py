@@ -185,8 +185,11 @@ def test_an_edited_run_file_is_refused_too(ground: Ground, tmp_path: Path) -> No
 def test_methods_lists_what_is_registered(tmp_path: Path) -> None:
     found = _json(["methods"], tmp_path)
     names = {kind: {row["name"] for row in rows} for kind, rows in found.items()}
+    assert {"fedit", "fedex-lora", "fed-sb", "ravan", "full"} <= names["methods"]
+    columns = {"trained", "up", "down", "exact", "mixed_ranks", "source", "adapter", "aggregator"}
+    assert all(columns <= row.keys() and all(row.values()) for row in found["methods"])
     assert {"lora", "ravan", "triplet"} <= names["adapters"]
-    assert {"fedavg-factors", "ravan", "stack"} <= names["aggregators"]
+    assert {"fedavg-factors", "fedex", "median", "ravan", "stack"} <= names["aggregators"]
     assert {"fixed", "full", "random", "tiers"} <= names["policies"]
     assert names["worlds"] >= {"airllm", "airllm-markov", "ideal", "inh-office", "trace", "uma-macro", "umi-indoor", "yang2021"}
     assert "aircomp" in names["aggregators"]

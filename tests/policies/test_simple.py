@@ -55,6 +55,32 @@ def test_the_default_tiers_are_quarters() -> None:
     assert sorted(ranks[:, 0].tolist()) == [4] * 5 + [8] * 5 + [12] * 5 + [16] * 5
 
 
+@pytest.mark.parametrize(
+    ("mix", "counts"), [("uniform", [5, 5, 5, 5]), ("bell", [2, 8, 8, 2]), ("skewed", [10, 5, 3, 2])], ids=str
+)
+def test_mixes_of_tiers(mix: str, counts: list[int]) -> None:
+    ranks = TieredPolicy(SETUP, mix=mix).choose(_look(1, tuple(range(20))))
+    assert [int((ranks[:, 0] == rank).sum()) for rank in (4, 8, 12, 16)] == counts
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mix": "bel"}, "policy.options.mix = 'bel' is unknown. Did you mean 'bell'?"),
+        ({"mix": "bell", "weights": [1, 1, 1, 1]}, "policy.options: give either weights or mix, not both"),
+        ({"mix": "bell", "fractions": [0.5, 1.0]}, "policy.options.mix is for 4 tiers, fractions has 2: give weights instead"),
+        (
+            {"fractions": [0.2, 1.0]},
+            "policy.options.fractions: 0.2 of the cap 16 is less than 4, the smallest step of a rank there",
+        ),
+    ],
+)
+def test_tiers_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TieredPolicy(SETUP, **options)
+    assert str(caught.value).startswith(message)
+
+
 def test_random_ranks_are_legal_spread_and_keyed_by_round_and_client() -> None:
     policy = RandomPolicy(SETUP)
     drawn = np.concatenate([policy.choose(_look(number, tuple(range(20)))) for number in range(1, 21)])

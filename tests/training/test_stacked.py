@@ -122,12 +122,12 @@ def test_chunks_change_nothing_but_the_time(size: int, bench: Maker) -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
 def test_what_a_rank_leaves_out_does_not_move_by_a_bit(case: Case, optimizer: str, bench: Maker) -> None:
     made = bench("bert", **section(case))
-    jobs = mixed_jobs(made)
+    jobs = [dataclasses.replace(job, round=case.round) for job in mixed_jobs(made)]
     config = TrainingConfig(steps=3, batch_size=4, lr=1e-2, optimizer=optimizer, weight_decay=0.1)
     moved = 0
     for job, outcome in zip(jobs, train_clients(made.backbone, made.prepared, jobs, config), strict=True):
         for index, adapter in enumerate(made.backbone.adapters):
-            covered = adapter.state_masks(outcome.selections[index])
+            covered = adapter.at(job.round).state_masks(outcome.selections[index])
             for name, before in job.start.sites[index].items():
                 after = outcome.sites[index][name]
                 assert torch.equal(after[~covered[name]], before[~covered[name]])

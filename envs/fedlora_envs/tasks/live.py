@@ -61,7 +61,8 @@ class LiveTask:
         self.config = alone(config, local_steps)
         self.bench = bench or build(self.config)
         self.sites = Sites.of(self.bench.adapters)
-        if not all(isinstance(adapter, PrefixAdapter) for adapter in self.bench.adapters):
+        adapters = self.bench.adapters
+        if not all(isinstance(own, PrefixAdapter) and own.period == 1 and not own.personal for own in adapters):
             raise ConfigError(f"adapter.method = '{config.adapter.method}' has no components to cut: use 'triplet' or 'lora'")
         self.episodes, self.order = episodes, order
         if order not in get_args(Order):
@@ -74,8 +75,7 @@ class LiveTask:
             )
         self.heldout: Indices = stream(config.seed, "held-out examples").permutation(held)[:heldout]
         self._chunk = chunk_size(self.bench.backbone, self.bench.train, self.config.training, episodes)
-        first = self.bench.aggregator.initial(self.bench.backbone.initial_head())
-        self._first = self.bench.start(first, 1)
+        self._first = self.bench.start(self.bench.initial(), 1)
         self._starts = [self._first] * episodes
         self._keys = [0] * episodes
         self._taken = np.zeros(episodes, np.int64)
