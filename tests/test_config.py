@@ -87,7 +87,7 @@ def test_a_configuration_does_not_change_once_read() -> None:
         ("wire.alpha=4", "unknown key 'wire.alpha'. Did you mean 'data.alpha'?"),
         ("zzz=4", "unknown key 'zzz'. Known: adapter, aggregator, clients"),
         ("wire.dtype=int4", "unknown value 'int4' for wire.dtype. Did you mean 'int8'?"),
-        ("engine=spark", "unknown value 'spark' for engine. Known: batched, ray."),
+        ("engine=spark", "unknown value 'spark' for engine. Known: batched, deployment, ray."),
         ("adapter.rank=four", "adapter.rank = 'four': Input should be a valid integer"),
         ("adapter.rank=0", "adapter.rank = 0 trains nothing; the smallest rank is 1"),
         ("adapter.heads=0", "adapter.heads = 0: Input should be greater than or equal to 1"),

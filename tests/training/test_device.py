@@ -69,11 +69,11 @@ def test_a_chunk_that_does_not_fit_is_halved_until_it_does(bench: Maker, monkeyp
     jobs = [made.job(client, made.start()) for client in range(5)]
     real, sizes = chunks.train_clients, []
 
-    def crowded(backbone: object, prepared: object, part: list[Job], config: TrainingConfig) -> list[Outcome]:
+    def crowded(backbone: object, prepared: object, part: list[Job], *rest: object) -> list[Outcome]:
         sizes.append(len(part))
         if len(part) > limit:
             raise torch.OutOfMemoryError("out of memory")
-        return real(backbone, prepared, part, config)  # type: ignore[arg-type]
+        return real(backbone, prepared, part, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(chunks, "train_clients", crowded)
     limit = 1
