@@ -157,11 +157,29 @@ class OutputConfig(ConfigSection):
 
 
 class RayConfig(ConfigSection):
-    """Resources of Flower's own simulation engine (engine = "ray")."""
+    """Flower's own simulation engine (engine = "ray"): where it computes, and what one simulated client gets of it.
 
-    num_cpus: int | None = Field(None, ge=1, description="CPUs Ray may use; default: all")
+    As many clients train at a time as fit, each in a process of its own that loads the model once; Flower itself drives at most
+    32 of them, and no more than four above this machine's cores.
+    """
+
+    address: str | None = Field(None, description="cluster: host:port, ray://host:port or auto; default: a Ray of its own, here")
+    num_cpus: int | None = Field(None, ge=1, description="CPUs of a Ray of its own; default: all")
+    num_gpus: int | None = Field(None, ge=0, description="GPUs of a Ray of its own; default: all")
+    object_store_mb: int | None = Field(
+        None, ge=80, description="shared memory for messages on their way, MB (a Ray of its own); default: 30 % of what is free"
+    )
     client_cpus: float = Field(1.0, gt=0, description="CPUs per simulated client")
-    client_gpus: float = Field(0.0, ge=0, description="share of a GPU per simulated client")
+    client_gpus: float = Field(0.0, ge=0, description="GPUs per simulated client, for example 0.25; 0: clients train on CPUs")
+
+    @model_validator(mode="after")
+    def _own_or_cluster(self) -> RayConfig:
+        for key in ("num_cpus", "num_gpus", "object_store_mb"):
+            if self.address is not None and getattr(self, key) is not None:
+                raise ValueError(f"ray.{key} sizes a Ray of its own, and ray.address names a cluster: leave one of them out")
+        if self.client_gpus > 1 and self.client_gpus != int(self.client_gpus):
+            raise ValueError(f"ray.client_gpus = {self.client_gpus}: Ray shares out parts of one GPU, or whole ones")
+        return self
 
 
 class DeploymentConfig(ConfigSection):
@@ -217,6 +235,11 @@ class RunConfig(ConfigSection):
                 f"clients_per_round = {self.clients_per_round} is more than clients = {self.clients}: "
                 "lower the first or raise the other"
             )
+        if self.engine == "ray" and self.device.startswith("cuda"):
+            if ":" in self.device:
+                raise ValueError(f"device = '{self.device}': Ray gives every client its GPU. Write device = 'cuda', or 'auto'")
+            if not self.ray.client_gpus:
+                raise ValueError("device = 'cuda' gives clients a GPU only with ray.client_gpus above 0, for example 0.25")
         if self.adapter.rank < 1:
             raise ValueError(f"adapter.rank = {self.adapter.rank} trains nothing; the smallest rank is 1")
         return self

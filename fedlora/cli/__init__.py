@@ -11,6 +11,7 @@ import typer
 from fedlora.cli import assets, deploy, doctor, export, methods, node, serve, simulate, world
 from fedlora.cli.plugins import PluginGroup
 from fedlora.errors import FedLoRAError
+from fedlora.quiet_env import calm
 
 app = typer.Typer(
     name="fedlora",
@@ -50,7 +51,7 @@ def _root(
 
 def main() -> None:
     """Run the command line; a refused input is one error on stderr and the exit code of its class."""
-    _calm()
+    calm()
     try:
         app()
     except FedLoRAError as error:
@@ -61,18 +62,3 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-def _calm() -> None:
-    """Keep libraries from phoning home, drawing bars of their own and warning about what a user cannot change."""
-    for key, value in {
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-    }.items():
-        os.environ.setdefault(key, value)
