@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
@@ -17,6 +18,8 @@ from fedlora.federation.client import CLIENT_FAILED
 _Result = TypeVar("_Result")
 
 _LOOK_AT_NODES_S = 2.0
+# After a SuperLink was started again, nodes are back within 8 s, with the replies that they have.
+_SEND_AGAIN_S = 12.0
 _BREATH_S = 0.5
 
 
@@ -40,14 +43,28 @@ class PollingGrid(Grid):
     `poll_s`, waits out connections that are down, returns replies in the order of their messages (so that sums come out the same
     whoever was faster), and never waits longer than `round_timeout_s`. A reply that comes later is never looked at.
 
+    A SuperLink that dies takes with it what was on its way: a message that a node had begun to fetch is marked as delivered and
+    never comes again. Where the SuperLink was started anew during a round, messages without a reply are therefore sent once more
+    after a while; whichever reply is first counts.
+
     Args:
         grid: The grid that talks to the SuperLink.
         settings: The run's `deployment` section.
         listener: Who is told what happens, or None.
+        superlink: Returns what tells one life of the SuperLink from the next.
+        send_again_s: Seconds after a new life at which messages are sent once more.
     """
 
-    def __init__(self, grid: Grid, settings: DeploymentConfig, listener: Listener | None = None) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        settings: DeploymentConfig,
+        listener: Listener | None = None,
+        superlink: Callable[[], str] = str,
+        send_again_s: float = _SEND_AGAIN_S,
+    ) -> None:
         self.grid, self.settings, self.listener = grid, settings, listener
+        self.superlink, self.send_again_s = superlink, send_again_s
         self._looked = 0.0
 
     def set_run(self, run: Run) -> None:
@@ -98,23 +115,26 @@ class PollingGrid(Grid):
             return []
         if self.listener:
             self.listener.asked(len(sent))
-        waiting = dict(zip(self.push_messages(sent), sent, strict=True))
-        order = {name: place for place, name in enumerate(waiting)}
+        life, again = self.superlink(), math.inf
+        places = dict(zip(self.push_messages(sent), range(len(sent)), strict=True))
         replies: dict[int, Message] = {}
-        while waiting:
-            for reply in self._look(list(waiting)):
-                message = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if message is not None:
-                    sound = self._bounded(reply, message)
-                    replies[order[message.metadata.message_id]] = sound
+        while True:
+            for reply in self._look([name for name, place in places.items() if place not in replies]):
+                place = places.get(reply.metadata.reply_to_message_id)
+                if place is not None and place not in replies:
+                    replies[place] = self._bounded(reply, sent[place])
                     if self.listener:
-                        self.listener.replied(sound)
-            left = deadline - time.monotonic()
-            if left <= 0:
-                break
-            if waiting:
-                time.sleep(min(self.settings.poll_s, left))
-        return [replies[place] for place in sorted(replies)]
+                        self.listener.replied(replies[place])
+            now = time.monotonic()
+            if len(replies) == len(sent) or now >= deadline:
+                return [replies[place] for place in sorted(replies)]
+            if (found := self.superlink()) != life:
+                life, again = found, now + self.send_again_s
+            if now >= again:
+                again = math.inf
+                missing = [place for place in range(len(sent)) if place not in replies]
+                places |= zip(self.push_messages([_copy(sent[place]) for place in missing]), missing, strict=True)
+            time.sleep(min(self.settings.poll_s, max(0.0, deadline - now)))
 
     def _look(self, waiting: list[str]) -> Iterable[Message]:
         """Return what is there now; a connection that breaks is nothing there."""
@@ -146,3 +166,9 @@ class PollingGrid(Grid):
                 return action()
             except httpx.TransportError:
                 time.sleep(_BREATH_S)
+
+
+def _copy(message: Message) -> Message:
+    """Return a message that says the same and is another."""
+    data = message.metadata
+    return Message(message.content, dst_node_id=data.dst_node_id, message_type=data.message_type, group_id=data.group_id)

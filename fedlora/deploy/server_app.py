@@ -32,6 +32,9 @@ from fedlora.runs.progress import Lines
 STATUS = "FEDLORA_STATUS"
 """Environment variable with the path of the file that `fedlora serve` watches; where it is not set, nobody watches."""
 
+SUPERLINK = "superlink.pid"
+"""File beside the status with the process of the SuperLink."""
+
 RECORD = "deployment.json"
 """File of the run folder that says under which name nodes know the run."""
 
@@ -54,7 +57,7 @@ def main(grid: Grid, context: Context) -> None:
         config = from_settings(run_settings(settings))
         out = Path(str(settings.get("out", ""))) if settings.get("out") else default_folder(config)
         telling.begin(out, str(settings.get("run", "")))
-        polling = PollingGrid(grid, config.deployment, telling)
+        polling = PollingGrid(grid, config.deployment, telling, telling.superlink)
         run(config, out, resume=bool(settings.get("resume")), progress=telling, grid=polling, world_of=world_of)
 
 
@@ -82,6 +85,13 @@ class Telling(Lines):
             setattr(self.status, key, value)
         if self.file:
             self.file.write(self.status)
+
+    def superlink(self) -> str:
+        """Return which SuperLink there is: `fedlora serve` writes down each that it starts."""
+        if self.file:
+            with contextlib.suppress(OSError):
+                return (self.file.path.parent / SUPERLINK).read_text()
+        return ""
 
     def keep(self, text: str) -> None:
         """Keep what is not for the user's screen beside the other logs; Flower throws a server app's output away."""

@@ -26,7 +26,7 @@ from typing import Any
 from fedlora.deploy.deploy_folder import DeployFolder, Node, free_port, is_loopback, with_port
 from fedlora.deploy.server_processes import alone, children, end, end_leftovers, find, in_use, note, undisturbed
 from fedlora.errors import ConfigError, FedLoRAError
-from fedlora.files import disk_errors
+from fedlora.files import disk_errors, write_atomic
 
 _START_S = 60.0
 _CALL_S = 60.0
@@ -212,6 +212,8 @@ class Link:
                 start_new_session=True,
             )
         self._note()
+        if name == "superlink":
+            write_atomic(self.folder.state / "superlink.pid", str(self.processes[name].pid))  # the server app looks at it
 
     def adopt(self, pid: int) -> None:
         """Remember the server app's process: it may outlive the one that started it, but not this link."""

@@ -115,6 +115,30 @@ def test_a_reply_that_comes_after_the_deadline_is_in_no_later_round() -> None:
     assert [reply.metadata.reply_to_message_id for reply in replies] == ["message 1"]
 
 
+def test_a_new_superlink_is_sent_what_the_old_one_lost() -> None:
+    """Message 1 is lost with the first life; its copy is answered, and stands in its place."""
+    lives = iter(["one", "one"])
+    link = _Link([0.0, None])
+    settings = _QUICK.model_copy(update={"round_timeout_s": 60.0})
+    sent = _messages(2)
+    grid = PollingGrid(link, settings, superlink=lambda: next(lives, "two"), send_again_s=0.05)
+    pushed: list[list[Message]] = []
+    push = link.push_messages
+
+    def watched(messages: Iterable[Message]) -> Iterable[str]:
+        pushed.append(list(messages))
+        found = push(pushed[-1])
+        link.ready = [0.0]
+        return found
+
+    link.push_messages = watched  # type: ignore[method-assign]
+    replies = list(grid.send_and_receive(sent))
+    assert _nodes(replies) == [1, 2]
+    assert [len(batch) for batch in pushed] == [2, 1] and pushed[1][0] is not sent[1]
+    assert pushed[1][0].content is sent[1].content
+    assert pushed[1][0].metadata.group_id == sent[1].metadata.group_id
+
+
 @pytest.mark.parametrize("breaks", [1, 2, 3])
 def test_connections_that_break_are_waited_out(breaks: int) -> None:
     settings = _QUICK.model_copy(update={"round_timeout_s": 60.0})
