@@ -95,13 +95,13 @@ class MeasuredWorld:
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return all that crosses a round."""
-        return {**self.known, "heard": self.heard, "round": np.array(self.round), "real_s": np.array(self.real_s)}
+        return {**self.known, "heard": self.heard, "round": np.array([self.round]), "real_s": np.array([self.real_s])}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Go on from what `state` returned."""
         self.known = {name: np.array(state[name], np.float64) for name in _KEPT}
         self.heard = np.array(state["heard"], np.int64)
-        self.round, self.real_s = int(state["round"]), float(state["real_s"])
+        self.round, self.real_s = int(state["round"][0]), float(state["real_s"][0])
 
     def note(self, asked: Mapping[int, float], replies: Mapping[int, Mapping[str, Any]], seconds: float, number: int) -> None:
         """Take in a round: bytes sent by each client that was asked, and the metrics of those that replied.
