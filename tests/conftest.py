@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 
 # Read when the libraries are imported, so set before anything below imports them.
 os.environ.update(
@@ -23,6 +24,10 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+
+# A shell starts what runs in its background deaf to Ctrl-C, and children inherit that; tests send Ctrl-C to theirs.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: the machines that run the suite are shared. Derandomised: a change either breaks a test or does not.
 settings.register_profile("fedlora", deadline=None, derandomize=True)

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,11 +113,24 @@ class EdgeLink:
         """Return the nodes that are online."""
         return [int(node["node-id"]) for node in self.flwr("supernode", "list", "lab")["nodes"] if node["status"] == "online"]
 
-    def run(self, config: RunConfig, out: Path, seconds: float = 120.0, name: str = "a run") -> str:
-        """Run a deployment's app to its end; return Flower's word for how it ended."""
+    def run(
+        self, config: RunConfig, out: Path, seconds: float = 120.0, name: str = "a run", done: Callable[[], object] | None = None
+    ) -> str:
+        """Run a deployment's app to its end; return Flower's word for how it ended.
+
+        Args:
+            config: The run.
+            out: Its folder.
+            seconds: Most to wait.
+            name: By which nodes keep what is theirs.
+            done: Cheap to ask; Flower, whose command takes a second of processor time, is asked once this is true.
+        """
         write_app(self.folder / "app", config)
         self.flwr("run", str(self.folder / "app"), "lab", "-c", f'out="{out}" run="{name}"')
         ended: list[str] = []
+
+        if done is not None:
+            wait_for(done, seconds)
 
         def finished() -> bool:
             ended.append(self.flwr("ls", "lab")["runs"][0]["status"])

@@ -24,6 +24,9 @@ REGISTRATION_DISABLED = 2001
 _LOOP = "flwr.supernode.start_client_internal"
 _EXECUTOR = "flwr.supercore.superexec.executor.subprocess_executor"
 _OBJECTS = "flwr.supercore.inflatable.inflatable_utils"
+_SUPEREXEC = "flwr.supercore.superexec.run_superexec"
+# Seconds after which an array that is announced and not there yet is asked for again; doubled each time.
+_PULL_AGAIN_S = 0.05
 
 
 def message_for(content: RecordDict, kind: str, run: int, node: int, group: str) -> Message:
@@ -35,8 +38,7 @@ def message_for(content: RecordDict, kind: str, run: int, node: int, group: str)
 def hasten_supernode(poll_s: float) -> list[str]:
     """Shorten the waits of the SuperNode in this process; return what could not be shortened.
 
-    Flower sleeps 3 s between two looks for a message, 0.5 s between two looks whether the client app is done, and 1 s where a
-    message is announced and its arrays are still on their way.
+    Flower sleeps 3 s between two looks for a message, and 0.5 s between two looks whether the client app is done.
 
     Args:
         poll_s: Seconds between two looks for a message.
@@ -49,14 +51,37 @@ def hasten_supernode(poll_s: float) -> list[str]:
         loop.time = SimpleNamespace(sleep=lambda seconds: time.sleep(poll_s if seconds > 1 else min(seconds, poll_s, 0.05)))  # type: ignore[attr-defined]
     except (ImportError, AttributeError):
         missing.append(_LOOP)
+    return missing + hasten_pulls()
+
+
+def hasten_pulls() -> list[str]:
+    """Shorten the waits of this process for arrays that are announced and still on their way: Flower sleeps 1, 2, 4 ... s.
+
+    A client app is started while the SuperNode still fetches its message, so that it meets such waits in each round.
+
+    Returns:
+        What could not be shortened.
+    """
     try:
         defaults: dict[str, Any] = importlib.import_module(_OBJECTS).pull_objects.__kwdefaults__
         if "initial_backoff" not in defaults:
             raise AttributeError
-        defaults["initial_backoff"] = min(defaults["initial_backoff"], 0.1)
+        defaults["initial_backoff"] = min(defaults["initial_backoff"], _PULL_AGAIN_S)
     except (ImportError, AttributeError, TypeError):
-        missing.append(_OBJECTS)
-    return missing
+        return [_OBJECTS]
+    return []
+
+
+def sleep_in_superexec_by(sleep: Callable[[float], None]) -> bool:
+    """Let the SuperExec in this process sleep by `sleep(seconds)` between two looks for work; return whether it will."""
+    try:
+        loop = importlib.import_module(_SUPEREXEC)
+        if loop.time is not time:
+            return False
+    except (ImportError, AttributeError):
+        return False
+    loop.time = SimpleNamespace(sleep=sleep)  # type: ignore[attr-defined]
+    return True
 
 
 def launch_clients_by(program: str, launch: Callable[[Sequence[str]], Any]) -> bool:

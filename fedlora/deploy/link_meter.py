@@ -12,6 +12,7 @@ import math
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -39,9 +40,11 @@ class LinkMeter:
 
     Attributes:
         path: The file, replaced at every change; readers see the old one or the new one.
+        on_message: Called before each part of a message is fetched: there is work for a client app.
     """
 
     path: Path
+    on_message: Callable[[], None] = lambda: None
     _transfers: dict[str, _Transfer] = field(default_factory=dict)
     _fresh: set[str] = field(default_factory=lambda: {"down", "up"})
     _notes: dict[str, Any] = field(default_factory=dict)
@@ -53,6 +56,8 @@ class LinkMeter:
 
         def metered(client: httpx.Client, request: httpx.Request, **named: Any) -> httpx.Response:
             began = time.monotonic()
+            if request.url.path.endswith(_DOWN):
+                self.on_message()
             try:
                 response = send(client, request, **named)
             except httpx.HTTPError as error:

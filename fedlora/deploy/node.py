@@ -19,6 +19,7 @@ from typing import Any
 
 from fedlora.deploy.child_processes import last_line, start_module, stop
 from fedlora.deploy.client_app import TRAINER_SOCKET
+from fedlora.deploy.doorbell import DOORBELL
 from fedlora.deploy.edge_check import RefusedError, UnreachableError, check_key, clock_fault, greet, reach
 from fedlora.deploy.flower_private import NODE_AUTH_FAILED, REGISTRATION_DISABLED
 from fedlora.deploy.link_meter import read_notes
@@ -42,8 +43,6 @@ _CALM = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # How often Flower's launcher of client apps looks whether there is something to do, seconds.
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
 }
 
 
@@ -261,6 +260,7 @@ class _Node:
     def _environment(self) -> dict[str, str]:
         own = {
             TRAINER_SOCKET: str(self.scratch / "trainer"),
+            DOORBELL: str(self.scratch / "doorbell"),
             "FLWR_HOME": str(self.options.state.absolute() / "flwr"),
             # Flower starts its own programs by name: ours comes first, and a service does not have the virtual environment there.
             "PATH": os.pathsep.join([str(self.scratch), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from fedlora.config import RunConfig
 from fedlora.deploy.client_app import run_settings
+from fedlora.deploy.flower_private import hasten_pulls
 from fedlora.deploy.polling import PollingGrid
 from fedlora.deploy.settings import from_settings
 from fedlora.deploy.status import Status, StatusFile
@@ -57,6 +58,7 @@ def main(grid: Grid, context: Context) -> None:
         config = from_settings(run_settings(settings))
         out = Path(str(settings.get("out", ""))) if settings.get("out") else default_folder(config)
         telling.begin(out, str(settings.get("run", "")))
+        hasten_pulls()
         polling = PollingGrid(grid, config.deployment, telling, telling.superlink)
         run(config, out, resume=bool(settings.get("resume")), progress=telling, grid=polling, world_of=world_of)
 

@@ -6,12 +6,14 @@ Run as `python -m fedlora.deploy.supernode --link FILE --poll-s SECONDS [--paren
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from fedlora.deploy.child_processes import end_with_parent
+from fedlora.deploy.doorbell import DOORBELL, Doorbell
 from fedlora.deploy.flower_private import hasten_supernode
 from fedlora.deploy.link_meter import LinkMeter
 
@@ -29,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     supernode = command.load()
     for name in hasten_supernode(options.poll_s):
         print(f"{name} is not as in Flower 1.41: its waits stay as they are, rounds take seconds longer", file=sys.stderr)
-    LinkMeter(options.link).watch()
+    meter = LinkMeter(options.link)
+    if bell := os.environ.get(DOORBELL):
+        meter.on_message = Doorbell(Path(bell)).ring
+    meter.watch()
     end_with_parent(options.parent)
     sys.argv = ["flower-supernode", *given[split + 1 :]]
     supernode()

@@ -185,7 +185,8 @@ def test_a_supernode_that_is_killed_comes_back_as_the_same_node(link: EdgeLink, 
 def test_every_private_name_is_there_in_the_installed_flower() -> None:
     """Where this fails, Flower has moved something: rounds would take seconds longer, and nobody would notice."""
     code = (
-        "from fedlora.deploy.flower_private import hasten_supernode, launch_clients_by\n"
+        "from fedlora.deploy.flower_private import hasten_supernode, launch_clients_by, sleep_in_superexec_by\n"
+        "from flwr.supercore.superexec import run_superexec\n"
         "import flwr.supernode.start_client_internal as loop, time\n"
         "from flwr.supercore.superexec.executor import subprocess_executor\n"
         "missing, launched = hasten_supernode(0.1), []\n"
@@ -193,7 +194,8 @@ def test_every_private_name_is_there_in_the_installed_flower() -> None:
         "hooked = launch_clients_by('flwr-clientapp', launched.append)\n"
         "subprocess_executor.subprocess.Popen(['flwr-clientapp', '--token', 'x'])\n"
         "other = subprocess_executor.subprocess.Popen(['true']).wait()\n"
-        "print(missing, hooked, launched, other, 0.14 < slept < 2)\n"
+        "dozed = []; slower = sleep_in_superexec_by(dozed.append); run_superexec.time.sleep(1.0)\n"
+        "print(missing, hooked, launched, other, 0.14 < slept < 2, slower, dozed)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.strip() == "[] True [['flwr-clientapp', '--token', 'x']] 0 True"
+    assert done.stdout.strip() == "[] True [['flwr-clientapp', '--token', 'x']] 0 True True [1.0]"
