@@ -2,6 +2,10 @@
 
 The SuperNode process notes each finished exchange with the server in a small JSON file; the trainer reads it and puts it into the
 metrics of the next reply. Nothing is measured on purpose: a transfer is timed because it happens.
+
+Goodput is that of the largest exchange of a transfer, less what an exchange takes that carries next to nothing (the way to the
+server and back, handshakes, the server's own time): at tens of kilobytes and milliseconds that is most of it. What is still less
+than a few kilobytes tells of the way only, and gives no goodput.
 """
 
 from __future__ import annotations
@@ -10,8 +14,10 @@ import contextlib
 import json
 import math
 import os
+import statistics
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -23,6 +29,10 @@ import httpx
 _DOWN, _UP = "/pull-object", "/push-object"
 # What begins a new transfer: a look for messages, the announcement of a reply.
 _BEGINS = {"/pull-messages": "down", "/push-messages": "up"}
+# Bodies below the first carry next to nothing; only those from the second on tell a rate.
+_EMPTY_BYTES, _TELLING_BYTES = 1500, 8000
+# Latency is subtracted down to this share of an exchange: what is left of a shorter one is noise.
+_LEAST_SHARE = 0.2
 
 
 @dataclass
@@ -32,6 +42,8 @@ class _Transfer:
     began: float
     ended: float
     bytes: int
+    largest: int = 0
+    largest_s: float = 0.0
 
 
 @dataclass
@@ -47,6 +59,7 @@ class LinkMeter:
     on_message: Callable[[], None] = lambda: None
     _transfers: dict[str, _Transfer] = field(default_factory=dict)
     _fresh: set[str] = field(default_factory=lambda: {"down", "up"})
+    _empty_s: deque[float] = field(default_factory=lambda: deque(maxlen=15))
     _notes: dict[str, Any] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -76,6 +89,8 @@ class LinkMeter:
             for ending, way in _BEGINS.items():
                 if path.endswith(ending):
                     self._fresh.add(way)
+            if max(sent, received) < _EMPTY_BYTES:
+                self._empty_s.append(ended - began)
             for ending, way, size in ((_DOWN, "down", received), (_UP, "up", sent)):
                 if path.endswith(ending):
                     self._count(way, size, began, ended)
@@ -88,6 +103,8 @@ class LinkMeter:
         else:
             transfer.began, transfer.ended = min(transfer.began, began), max(transfer.ended, ended)
             transfer.bytes += size
+        if size > self._transfers[way].largest:
+            self._transfers[way].largest, self._transfers[way].largest_s = size, ended - began
         self._write()
 
     def heard(self, path: str, response: httpx.Response) -> None:
@@ -120,14 +137,29 @@ class LinkMeter:
             self._write()
 
     def _write(self) -> None:
+        empty_s = statistics.median(self._empty_s) if self._empty_s else 0.0
         found = {
-            way: {"bytes": item.bytes, "seconds": max(item.ended - item.began, 1e-6)} for way, item in self._transfers.items()
+            way: {"seconds": max(item.ended - item.began, 1e-6), "bps": goodput(item.largest, item.largest_s, empty_s)}
+            for way, item in self._transfers.items()
         }
         # Metering must never stop the node: a full disk costs the measurement, not the round.
         with contextlib.suppress(OSError):
             temporary = self.path.with_suffix(".new")
             temporary.write_text(json.dumps({**found, **self._notes}))
             os.replace(temporary, self.path)
+
+
+def goodput(size: int, seconds: float, empty_s: float) -> float | None:
+    """Return the goodput of one exchange, bit/s; None where it carried too little to tell.
+
+    Args:
+        size: Bytes of its body.
+        seconds: From its start to its end.
+        empty_s: What an exchange takes that carries next to nothing.
+    """
+    if size < _TELLING_BYTES or not seconds > 0:
+        return None
+    return 8 * size / max(seconds - empty_s, _LEAST_SHARE * seconds)
 
 
 def clock_skew(date: str | None) -> float | None:
@@ -152,9 +184,10 @@ def link_metrics(path: Path) -> dict[str, float]:
     notes = read_notes(path)
     for way in ("up", "down"):
         with contextlib.suppress(KeyError, TypeError, ValueError, ZeroDivisionError):
-            size, seconds = float(notes[way]["bytes"]), float(notes[way]["seconds"])
-            if size > 0 and 0 < seconds < math.inf:
-                metrics |= {f"{way}-bps": 8 * size / seconds, f"{way}-seconds": seconds}
+            if 0 < (seconds := float(notes[way]["seconds"])) < math.inf:
+                metrics[f"{way}-seconds"] = seconds
+            if 0 < (rate := float(notes[way]["bps"])) < math.inf:
+                metrics[f"{way}-bps"] = rate
     return metrics
 
 

@@ -74,13 +74,35 @@ def test_goodput_is_bytes_over_time_each_way(server: str, meter: LinkMeter) -> N
 
 def test_a_transfer_lasts_from_its_first_start_to_its_last_end(tmp_path: Path) -> None:
     meter = LinkMeter(tmp_path / "link.json")
-    meter.exchanged("/v1/fleet/push-messages", 10, 10, 0.0, 1.0)
-    meter.exchanged("/v1/fleet/push-object", 1000, 1, 1.0, 3.0)
-    meter.exchanged("/v1/fleet/push-object", 3000, 1, 2.0, 5.0)  # beside the one before, not after it
-    assert link_metrics(meter.path) == {"up-bps": 8000.0, "up-seconds": 4.0}
-    meter.exchanged("/v1/fleet/push-messages", 10, 10, 8.0, 9.0)
-    meter.exchanged("/v1/fleet/push-object", 500, 1, 9.0, 10.0)
-    assert link_metrics(meter.path) == {"up-bps": 4000.0, "up-seconds": 1.0}
+    meter.exchanged("/v1/fleet/push-messages", 2000, 10, 0.0, 1.0)
+    meter.exchanged("/v1/fleet/push-object", 10_000, 1, 1.0, 3.0)
+    meter.exchanged("/v1/fleet/push-object", 30_000, 1, 2.0, 5.0)  # beside the one before, not after it
+    assert link_metrics(meter.path) == {"up-bps": 80_000.0, "up-seconds": 4.0}
+    meter.exchanged("/v1/fleet/push-messages", 2000, 10, 8.0, 9.0)
+    meter.exchanged("/v1/fleet/push-object", 10_000, 1, 9.0, 10.0)
+    assert link_metrics(meter.path) == {"up-bps": 80_000.0, "up-seconds": 1.0}
+
+
+def test_what_every_exchange_takes_is_no_part_of_the_rate(tmp_path: Path) -> None:
+    """A link of 1 Mbit/s whose every exchange takes 0.3 s before its first byte."""
+    meter = LinkMeter(tmp_path / "link.json")
+    for second in range(4):
+        meter.exchanged("/v1/fleet/pull-messages", 100, 20, second, second + 0.3)
+    meter.exchanged("/v1/fleet/push-messages", 2000, 10, 5.0, 5.3)
+    meter.exchanged("/v1/fleet/push-object", 50_000, 1, 6.0, 6.7)
+    assert link_metrics(meter.path)["up-bps"] == pytest.approx(1e6)
+    assert link_metrics(meter.path)["up-seconds"] == pytest.approx(0.7)
+    # Faster than latency lets us see: the rate stays bounded.
+    meter.exchanged("/v1/fleet/push-messages", 2000, 10, 8.0, 8.3)
+    meter.exchanged("/v1/fleet/push-object", 50_000, 1, 9.0, 9.2)
+    assert link_metrics(meter.path)["up-bps"] == pytest.approx(5 * 8 * 50_000 / 0.2)
+
+
+def test_a_few_bytes_tell_of_no_rate(tmp_path: Path) -> None:
+    meter = LinkMeter(tmp_path / "link.json")
+    meter.exchanged("/v1/fleet/push-messages", 300, 10, 0.0, 0.5)
+    meter.exchanged("/v1/fleet/push-object", 900, 1, 1.0, 2.0)
+    assert link_metrics(meter.path) == {"up-seconds": 1.0}
 
 
 def test_what_the_server_says_of_the_node_is_noted(server: str, meter: LinkMeter) -> None:
@@ -104,7 +126,7 @@ def test_a_meter_that_cannot_write_stops_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"up": 3}', '{"up": {"bytes": "a", "seconds": 1}}', '{"up": {"bytes": 5, "seconds": 0}}']
+    "text", ["", "{", "[]", '{"up": 3}', '{"up": {"bps": null, "seconds": "a"}}', '{"up": {"bps": 0, "seconds": 0}}']
 )
 def test_what_is_not_readable_is_left_out(tmp_path: Path, text: str) -> None:
     (tmp_path / "link.json").write_text(text)

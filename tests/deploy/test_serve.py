@@ -15,12 +15,16 @@ from safetensors.torch import load_file
 
 from deployments import Deployment, assert_same_served, deployment, wait_until
 from fedlora.runs.simulate import simulate
+from runs_compared import rows
 from tiny_run import Ground
 
 pytestmark = pytest.mark.slow
 
 # Residuals that clients keep between rounds, and ranks that differ.
 _RUN = ("rounds=6", "clients=2", "clients_per_round=2", "adapter.unit=svd", "policy.name=random")
+# A policy that sees a simulated radio, which lies over the real nodes.
+_RADIO = ("rounds=3", "adapter.unit=heads", "world.name=umi-indoor", "policy.name=lyapunov")
+_ADAPTER = Path("adapter") / "adapter_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +46,32 @@ def whole(lab: Deployment) -> Path:
     return lab.folder / "whole"
 
 
-def test_the_same_adapter_as_simulated(ground: Ground, whole: Path, tmp_path: Path) -> None:
-    simulate(ground.config(*_RUN), tmp_path / "run")
-    ours, theirs = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (whole, tmp_path / "run"))
+def _difference(run: Path, other: Path) -> float:
+    ours, theirs = (load_file(folder / _ADAPTER) for folder in (run, other))
     assert ours.keys() == theirs.keys()
-    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-5
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+def _decided(run: Path) -> list[dict[str, object]]:
+    same = ("round", "client", "status", "ranks", "uplink_bytes", "downlink_bytes")
+    return [{key: row[key] for key in same} for row in rows(run / "clients.jsonl")]
+
+
+@pytest.mark.parametrize("changes", [(), _RADIO], ids=["mixed-ranks-and-residuals", "policy-in-a-radio-world"])
+def test_one_run_file_three_engines_one_adapter(
+    lab: Deployment, ground: Ground, tmp_path: Path, request: pytest.FixtureRequest, changes: tuple[str, ...]
+) -> None:
+    if changes:
+        serve = lab.serve(*changes, "--out", "radio")
+        assert serve.wait() == 0, serve.files[1].read_text()
+    deployed = lab.folder / "radio" if changes else request.getfixturevalue("whole")
+    for engine in (("engine=batched",), ("engine=ray", "ray.num_cpus=2")):
+        simulated = tmp_path / engine[0]
+        simulate(ground.config(*_RUN, *changes, *engine), simulated)
+        assert _difference(deployed, simulated) < 1e-5
+        assert _decided(deployed) == _decided(simulated)
+    assert len({tuple(row["ranks"]) for row in _decided(deployed)}) > 1  # type: ignore[arg-type]
+    assert max(float(tensor.abs().max()) for tensor in load_file(deployed / _ADAPTER).values()) > 0
 
 
 def test_what_is_shown(lab: Deployment, whole: Path) -> None:
