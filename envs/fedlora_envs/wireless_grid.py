@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from flwr.app import Error, Message, MessageType, RecordDict
+from flwr.app import Error, Message, MessageType
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 from numpy.typing import NDArray
 
 from fedlora.errors import ConfigError
+from fedlora.federation.forwarding_grid import ForwardingGrid
 from fedlora.federation.world import CLIENT_DROPPED, CLIENT_LATE
 from fedlora_envs.outcome import Fate, Outcome
 
@@ -51,7 +51,7 @@ class _Exchange:
         return len(self.replies) == len(self.sent)
 
 
-class WirelessGrid(Grid):
+class WirelessGrid(ForwardingGrid):
     """A grid whose messages cost airtime, computing time and energy.
 
     Messages to train or evaluate are charged, one batch of them being one round of the world; questions ("query") are free.
@@ -68,31 +68,13 @@ class WirelessGrid(Grid):
     """
 
     def __init__(self, inner: Grid, world: Charging, clients: Mapping[int, int] | None = None, work: Work | None = None) -> None:
-        self.inner, self.world = inner, world
+        super().__init__(inner)
+        self.world = world
         self._clients = dict(clients) if clients is not None else None
         self._work = work or world.work
         self._open: list[_Exchange] = []
         self._ready: dict[str, Message] = {}
         self._unsent = 0
-
-    def set_run(self, run: Run) -> None:
-        """Set the run of the wrapped grid."""
-        self.inner.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run of the wrapped grid."""
-        return self.inner.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Return a new message for one node."""
-        return self.inner.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return all nodes of the wrapped grid: who is away shows only when it is asked."""
-        return self.inner.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages to the clients that can be reached; return an id for each, in order."""

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 from numpy.typing import NDArray
 
 from fedlora.config import DeploymentConfig
 from fedlora.errors import ConfigError
+from fedlora.federation.forwarding_grid import ForwardingGrid
 from fedlora.federation.policy import Allowance, Floats, Links
 from fedlora.federation.workbench import Workbench
 from fedlora.federation.world import World, WorldSetup, make_world, setup_of
@@ -161,7 +161,7 @@ def world_of(bench: Workbench) -> World | None:
     return MeasuredWorld(bench.config.deployment, setup_of(bench))
 
 
-class MeasuringGrid(Grid):
+class MeasuringGrid(ForwardingGrid):
     """A grid that hands what replies measured to a `MeasuredWorld`; it changes nothing.
 
     Args:
@@ -171,34 +171,8 @@ class MeasuringGrid(Grid):
     """
 
     def __init__(self, inner: Grid, world: MeasuredWorld, clients: Mapping[int, int]) -> None:
-        self.inner, self.world, self.clients = inner, world, dict(clients)
-
-    def set_run(self, run: Run) -> None:
-        """Set the run of the wrapped grid."""
-        self.inner.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run of the wrapped grid."""
-        return self.inner.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Return a new message for one node."""
-        return self.inner.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes of the wrapped grid."""
-        return self.inner.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages; rounds are measured by `send_and_receive` alone."""
-        return self.inner.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return replies that are there."""
-        return self.inner.pull_messages(message_ids)
+        super().__init__(inner)
+        self.world, self.clients = world, dict(clients)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and return the replies, having listened to those of training."""

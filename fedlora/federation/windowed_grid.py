@@ -8,18 +8,18 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from fedlora.errors import FedLoRAError, TrainingError
+from fedlora.federation.forwarding_grid import ForwardingGrid
 
 _WIDEST = 256
 # How Ray's errors begin when the process that trained a client is gone, as Flower puts them into a reply.
 _LOST = re.compile(r"(ActorDiedError|RayActorError|ActorUnavailableError|OutOfMemoryError|WorkerCrashedError|NodeDiedError)")
 
 
-class WindowedGrid(Grid):
+class WindowedGrid(ForwardingGrid):
     """Sends the messages of a round one window after the other.
 
     Flower's link state looks through every stored message once per node, over and over, until it is answered. A thousand
@@ -36,31 +36,13 @@ class WindowedGrid(Grid):
     """
 
     def __init__(self, inner: Grid, window: int, stopped: threading.Event, poll_s: float = 0.02) -> None:
-        self.inner, self.window, self.stopped, self.poll_s = inner, window, stopped, poll_s
-
-    def set_run(self, run: Run) -> None:
-        """Set the run of the wrapped grid."""
-        self.inner.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run of the wrapped grid."""
-        return self.inner.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Return a new message for one node."""
-        return self.inner.create_message(content, message_type, dst_node_id, group_id, ttl)
+        super().__init__(inner)
+        self.window, self.stopped, self.poll_s = window, stopped, poll_s
 
     def get_node_ids(self) -> Iterable[int]:
         """Return all nodes of the wrapped grid."""
         self._heed()
         return self.inner.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages, all at once."""
-        return self.inner.push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are there, each once.
