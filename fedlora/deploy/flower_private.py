@@ -6,6 +6,7 @@ Known to fit Flower 1.41 and 1.42; a test holds them against the installed versi
 from __future__ import annotations
 
 import importlib
+import math
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ _OBJECTS = "flwr.supercore.inflatable.inflatable_utils"
 _SUPEREXEC = "flwr.supercore.superexec.run_superexec"
 # Seconds after which an array that is announced and not there yet is asked for again; doubled each time.
 _PULL_AGAIN_S = 0.05
+# Seconds after which it is looked first whether a client app is done.
+_FIRST_LOOK_S = 0.05
 
 
 def message_for(content: RecordDict, kind: str, run: int, node: int, group: str) -> Message:
@@ -48,10 +51,32 @@ def hasten_supernode(poll_s: float) -> list[str]:
         loop = importlib.import_module(_LOOP)
         if loop.time is not time:
             raise AttributeError
-        loop.time = SimpleNamespace(sleep=lambda seconds: time.sleep(poll_s if seconds > 1 else min(seconds, poll_s, 0.05)))  # type: ignore[attr-defined]
+        loop.time = SimpleNamespace(sleep=_Waits(poll_s).sleep)  # type: ignore[attr-defined]
     except (ImportError, AttributeError):
         missing.append(_LOOP)
     return missing + hasten_pulls()
+
+
+class _Waits:
+    """The sleeps of a SuperNode's loop.
+
+    A look whether the client app is done costs tens of milliseconds of processor time, which a training beside it needs: the
+    longer it has lasted, the less often.
+    """
+
+    def __init__(self, poll_s: float) -> None:
+        self.poll_s, self._began, self._last = poll_s, -math.inf, -math.inf
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep in place of `time.sleep(seconds)`."""
+        if seconds > 1:
+            time.sleep(self.poll_s)
+            return
+        now = time.monotonic()
+        if now - self._last > 1:
+            self._began = now
+        time.sleep(min(seconds, max(_FIRST_LOOK_S, 0.1 * (now - self._began))))
+        self._last = time.monotonic()
 
 
 def hasten_pulls() -> list[str]:

@@ -191,11 +191,13 @@ def test_every_private_name_is_there_in_the_installed_flower() -> None:
         "from flwr.supercore.superexec.executor import subprocess_executor\n"
         "missing, launched = hasten_supernode(0.1), []\n"
         "began = time.monotonic(); loop.time.sleep(3); loop.time.sleep(0.5); slept = time.monotonic() - began\n"
+        "looks, began = 0, time.monotonic()\n"
+        "while time.monotonic() < began + 3: loop.time.sleep(0.5); looks += 1\n"
         "hooked = launch_clients_by('flwr-clientapp', launched.append)\n"
         "subprocess_executor.subprocess.Popen(['flwr-clientapp', '--token', 'x'])\n"
         "other = subprocess_executor.subprocess.Popen(['true']).wait()\n"
         "dozed = []; slower = sleep_in_superexec_by(dozed.append); run_superexec.time.sleep(1.0)\n"
-        "print(missing, hooked, launched, other, 0.14 < slept < 2, slower, dozed)\n"
+        "print(missing, hooked, launched, other, 0.14 < slept < 2, looks < 40, slower, dozed)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.strip() == "[] True [['flwr-clientapp', '--token', 'x']] 0 True True [1.0]"
+    assert done.stdout.strip() == "[] True [['flwr-clientapp', '--token', 'x']] 0 True True True [1.0]"

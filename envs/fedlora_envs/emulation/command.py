@@ -64,6 +64,8 @@ def lines(summary: dict[str, Any]) -> list[str]:
                 f"{way}link airtime: median error {found['airtime_error']:.1%} over {found['replies']} transfers, "
                 f"{found['within_15']:.0%} of them within 15 %; protocols left out {found['payload_alone_error']:.1%}"
             )
+            if found["told_over_true"] is not None:
+                said.append(f"{way}link goodput that nodes told: {found['told_over_true']:.2f} of the world's (median)")
     time = summary["round_s"]
     if time["predicted"] is not None:
         said.append(

@@ -28,6 +28,8 @@ FOLDER = "emulation"
 
 ROWS, SUMMARY, PICTURE = "emulation.jsonl", "emulation.json", "emulation.png"
 
+# Columns of clients.jsonl with the goodput that a node told.
+_TOLD = {DOWN: "downlink_bps", UP: "rate_bps"}
 _SIMULATED = ("uplink_bytes", "downlink_bytes", "uplink_s", "downlink_s")
 
 Measured = dict[tuple[int, int, str], Traffic]
@@ -112,7 +114,9 @@ def _clients(
         reported = schedule.config.deployment.links == "measured"
         for way in (DOWN, UP):
             told = _link(charges, place, way, payload[way], air[way], seen[way], schedule.scale)
-            told["reported_s"] = _rounded(row[f"{way}link_s"] / schedule.scale) if reported and row.get(f"{way}link_s") else None
+            lasted, rate = (float(row.get(key) or 0.0) if reported else 0.0 for key in (f"{way}link_s", _TOLD[way]))
+            told["reported_s"] = _rounded(lasted / schedule.scale) if lasted else None
+            told["reported_bps"] = _rounded(rate * schedule.scale) if rate else None
             found |= {f"{name}_{way}": value for name, value in told.items()}
         rows.append(found)
     return rows
@@ -176,7 +180,8 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
     Keys of each direction: `replies`, `airtime_error` (median of |predicted - measured| / measured), `within_15` (share of them
     under 15 %), `worst` (largest), `payload_alone_error` (the same error where protocols are left out), `waiting` (median share
-    of a transfer, from its first packet to its last, in which the transmitter was off).
+    of a transfer, from its first packet to its last, in which the transmitter was off), `told_over_true` (median goodput that
+    nodes told over the world's for the same transfer; None where they told none).
     """
     clients = [row for row in rows if row["kind"] == "client" and _counts(row)]
     rounds = [row for row in rows if row["kind"] == "round"]
@@ -192,6 +197,7 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
             "payload_alone_error": _median([_error(row[f"world_s_{way}"], row[f"measured_s_{way}"]) for row in seen]),
             "bytes_error": _median([_error(row[f"predicted_bytes_{way}"], row[f"measured_bytes_{way}"]) for row in seen]),
             "waiting": _median([1 - row[f"span_busy_s_{way}"] / row[f"span_s_{way}"] for row in seen if row[f"span_s_{way}"]]),
+            "told_over_true": _median(_told_over_true(clients, way)),
         }
     timed = [row for row in rounds if row["predicted_s"]]
     summary["round_s"] = {
@@ -204,6 +210,20 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
         summary["accuracy_difference"] = max(abs(row["accuracy"] - row["simulated_accuracy"]) for row in both)
         summary["bytes_equal"] = all(row["uplink_bytes"] == row["simulated_uplink_bytes"] for row in both)
     return summary
+
+
+def _told_over_true(clients: list[dict[str, Any]], way: str) -> list[float]:
+    """Return goodput told over goodput of the world; of an upload a node tells with its next reply."""
+    own: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in clients:
+        own[row["client"]].append(row)
+    ratios = []
+    for rows in own.values():
+        for before, row in zip([None, *rows], rows, strict=False):
+            meant = row if way == DOWN else before
+            if meant is not None and row.get(f"reported_bps_{way}") and meant[f"world_s_{way}"]:
+                ratios.append(row[f"reported_bps_{way}"] * meant[f"world_s_{way}"] / (8 * meant[f"payload_bytes_{way}"]))
+    return ratios
 
 
 def _counts(row: dict[str, Any]) -> bool:
