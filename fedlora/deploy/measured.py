@@ -167,11 +167,11 @@ class MeasuringGrid(Grid):
     Args:
         inner: The grid that carries the messages.
         world: Who is told.
-        clients: Node id -> client number.
+        clients: Node id -> client number; grows where nodes come late.
     """
 
     def __init__(self, inner: Grid, world: MeasuredWorld, clients: Mapping[int, int]) -> None:
-        self.inner, self.world, self.clients = inner, world, dict(clients)
+        self.inner, self.world, self.clients = inner, world, clients
 
     def set_run(self, run: Run) -> None:
         """Set the run of the wrapped grid."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -19,7 +20,16 @@ from typing import Any
 
 from fedlora.deploy.child_processes import last_line, start_module, stop
 from fedlora.deploy.client_app import TRAINER_SOCKET
-from fedlora.deploy.edge_check import RefusedError, UnreachableError, check_key, clock_fault, greet, reach
+from fedlora.deploy.edge_check import (
+    ClockError,
+    Greeting,
+    RefusedError,
+    UnreachableError,
+    check_key,
+    clock_fault,
+    greet,
+    reach,
+)
 from fedlora.deploy.flower_private import NODE_AUTH_FAILED, REGISTRATION_DISABLED
 from fedlora.deploy.link_meter import read_notes
 from fedlora.deploy.node_state import only_user
@@ -27,6 +37,7 @@ from fedlora.deploy.superexec import write_program
 from fedlora.errors import ConfigError, DataError, FedLoRAError
 from fedlora.files import disk_errors
 
+_SCRATCH = "fedlora-node-"
 _LOOK_S = 0.1
 # Flower counts a node as online for two heartbeats of 30 s after it has vanished, and refuses its key that long.
 _GHOST_S, _GHOST_PAUSE_S = 100.0, 5.0
@@ -90,22 +101,41 @@ def run_node(options: NodeOptions) -> None:
     """
     _check(options)
     with only_user(options.state), _stoppable():
-        greeting = reach(
-            lambda: greet(options.superlink, options.ca, options.plain),
-            _NO_RETRIES if options.max_retries is None else options.max_retries,
-            _say,
-        )
+        greeting = reach(_greeting(options), _NO_RETRIES if options.max_retries is None else options.max_retries, _say)
         if fault := clock_fault(greeting.skew_s):
-            raise RefusedError(fault)
-        scratch = Path(tempfile.mkdtemp(prefix="fedlora-node-"))
-        node = _Node(options, scratch)
-        try:
-            node.work()
-        except _StoppedError:
-            _say("stopped")
-        finally:
-            node.end()
-            shutil.rmtree(scratch, ignore_errors=True)
+            raise ClockError(fault)
+        with _scratch() as scratch:
+            node = _Node(options, scratch)
+            try:
+                node.work()
+            except _StoppedError:
+                _say("stopped")
+            finally:
+                node.end()
+
+
+def _greeting(options: NodeOptions) -> Callable[[], Greeting]:
+    return lambda: greet(options.superlink, options.ca, options.plain)
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder for sockets and notes, gone at the end; those of nodes that were killed go now.
+
+    It is not the node's own folder because a Unix socket's path may have a hundred letters at most.
+    """
+    for other in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(OSError), (other / "lock").open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a node that lives holds it
+            shutil.rmtree(other, ignore_errors=True)
+    with disk_errors(Path(tempfile.gettempdir())):
+        folder = Path(tempfile.mkdtemp(prefix=_SCRATCH))
+    try:
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check(options: NodeOptions) -> None:
@@ -131,6 +161,7 @@ class _Node:
     supernode: subprocess.Popen[bytes] | None = None
     _deaths: dict[str, list[float]] = field(default_factory=dict)
     _told: bool = False
+    _was_in: bool = False
     _since: float = 0.0
     _ghost_until: float = 0.0
 
@@ -207,20 +238,22 @@ class _Node:
         assert self.supernode is not None
         code, notes = self.supernode.poll(), read_notes(self._link)
         if notes.get("activated") and not self._told:
-            self._told, self._ghost_until = True, 0.0
-            with disk_errors(self._online):
+            self._told, self._was_in, self._ghost_until = True, True, 0.0
+            with contextlib.suppress(OSError):  # a disk that is full must not keep the node out
                 self._online.touch()
             _say(f"online at {self.options.superlink} as client {self.options.client}")
             if self.trainer is None:  # not before: a node that is refused needs none
                 self._start_trainer()
         if code is not None:
             self._after_supernode(code, notes)
-        elif not self._told and time.monotonic() - self._since > _JOIN_S:
+        elif not self._told and not self._was_in and time.monotonic() - self._since > _JOIN_S:
             raise UnreachableError(f"{self.options.superlink} answers, but did not let this node in within {_JOIN_S:.0f} s")
 
     def _after_supernode(self, code: int, notes: dict[str, Any]) -> None:
         """Say why a SuperNode ended, or start it anew where that may help."""
         refused = notes.get("refused") or {}
+        if refused.get("status") == _UNAUTHORISED and (fault := clock_fault(refused.get("skew_s"))):
+            raise ClockError(fault)
         reason = self._refusal(refused, bool(notes.get("activated")))
         if reason and refused.get("code") == NODE_AUTH_FAILED and time.monotonic() < self._ghost_until:
             # Our own earlier self, killed before it could say goodbye.
@@ -233,17 +266,39 @@ class _Node:
                 self._online.unlink(missing_ok=True)
             raise RefusedError(reason)
         what = f"was ended by signal {-code}" if code < 0 else f"ended with code {code} ({last_line(self._log('supernode'))})"
-        self._count_death("supernode", f"the SuperNode {what}")
         self._ghost_until = time.monotonic() + _GHOST_S
+        if not self._was_in or self._server_answers():
+            self._count_death("supernode", f"the SuperNode {what}")
         time.sleep(1.0)
         self._start_supernode()
+
+    def _server_answers(self) -> bool:
+        """Return whether the server answers at once; where it does not, wait until it does, which is nobody's fault.
+
+        Flower tries again where nobody answers, and ends where a connection breaks in the middle of TLS's greeting.
+
+        Raises:
+            UnreachableError: The user said how often to try, and it was not enough.
+        """
+        greeting, told = _greeting(self.options), False
+        tries = 0
+        while True:
+            try:
+                greeting()
+                return not told
+            except UnreachableError as error:
+                tries += 1
+                if self.options.max_retries is not None and tries > self.options.max_retries:
+                    raise UnreachableError(f"{error} (tried {tries} times)") from None
+                if not told:
+                    _say(f"{error}; trying until it does")
+                told = True
+            time.sleep(min(5.0, float(tries)))
 
     def _refusal(self, refused: dict[str, Any], was_in: bool) -> str | None:
         """Return why the server turned this node away, None where it did not."""
         server, key = self.options.superlink, self.options.key
         if refused.get("status") == _UNAUTHORISED:
-            if fault := clock_fault(refused.get("skew_s")):
-                return fault
             if was_in:
                 return f"{server} no longer accepts this node: its key was revoked, or the server's database is another one"
             return f"{server} does not accept this node's signature. Use the key that `fedlora deploy` made for this node"
@@ -282,19 +337,23 @@ class _Node:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let SIGTERM raise _StoppedError in the block, so that everything is ended in order."""
+    """Let SIGTERM and a terminal that is closed raise _StoppedError in the block, so that everything is ended in order."""
 
     def told(_signal: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: the end is under way
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)  # once is enough: the end is under way
         raise _StoppedError
 
-    before = signal.signal(signal.SIGTERM, told)
+    # Whoever starts a node with nohup wants it to outlive the terminal.
+    stops = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, told) for number in stops}
     try:
         yield
     except _StoppedError:
         _say("stopped")
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def default_state(key: Path | None, client: int) -> Path:
@@ -335,7 +394,8 @@ def _shorten(log: Path) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    with contextlib.suppress(OSError):  # a terminal that is closed, a log on a full disk
+        print(text, flush=True)
 
 
 __all__ = ["NodeOptions", "client_number", "default_state", "run_node"]
