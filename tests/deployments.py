@@ -216,7 +216,7 @@ class Deployment:
         for process in psutil.process_iter(["cmdline", "status"]):
             line = process.info["cmdline"] or []
             here = any(str(self.path / "certificates") in part for part in line)
-            if here and any(part.endswith(name) for part in line[:2]) and process.info["status"] != psutil.STATUS_ZOMBIE:
+            if here and any(part.endswith(name) for part in line[:3]) and process.info["status"] != psutil.STATUS_ZOMBIE:
                 return process
         raise AssertionError(f"no {name} runs")
 

@@ -17,7 +17,7 @@ import psutil
 from deployments import Command, Deployment, deployment, wait_until
 from relays import Relay
 
-PATIENCE_S = 180.0
+PATIENCE_S = 300.0
 """Longest wait for anything: Flower takes about a minute to notice what is dead, and the machine may be shared."""
 
 
@@ -96,12 +96,13 @@ class FaultyRun:
         wait_until(there, 60, module)
         return found[0]
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the rows of clients.jsonl so far."""
+    def rows(self, log: str = "clients") -> list[dict[str, Any]]:
+        """Return the rows of clients.jsonl, or of another log, so far."""
         try:
-            return [json.loads(line) for line in (self.out / "clients.jsonl").read_text().splitlines(keepends=True) if "\n" in line]
+            text = (self.out / f"{log}.jsonl").read_text()
         except OSError:
             return []
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def status(self, number: int, client: int) -> str:
         """Return what became of a client in a round, waiting for it."""

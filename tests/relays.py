@@ -21,6 +21,7 @@ class Relay:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self.listener.getsockname()[1])
         self.pairs: list[tuple[socket.socket, socket.socket]] = []
+        self.broken = False
         self._up = threading.Event()
         self._up.set()
         self._ended = False
@@ -35,7 +36,7 @@ class Relay:
         self._up.set()
 
     def cut(self) -> None:
-        """Break every open connection."""
+        """Break every open connection, and while `broken` is set every new one, in the middle of its greeting."""
         for pair in self.pairs:
             for end in pair:
                 with contextlib.suppress(OSError):
@@ -56,6 +57,10 @@ class Relay:
 
     def _carry(self, near: socket.socket) -> None:
         self._up.wait()
+        if self.broken:
+            near.recv(100)
+            near.close()
+            return
         try:
             far = socket.create_connection(("127.0.0.1", self.target))
         except OSError:

@@ -120,7 +120,7 @@ class Latecomers:
 def reason_of(reply: Message) -> str:
     """Return the last line of the error that a reply carries: libraries put whole tracebacks there."""
     lines = (reply.error.reason or "").strip().splitlines()
-    return lines[-1] if lines else "no reason given"
+    return lines[-1].strip() if lines else "no reason given"
 
 
 def _questions(nodes: Sequence[int], labels: Sequence[str]) -> list[Message]:

@@ -23,8 +23,8 @@ from edge_links import free_port
 from fedlora.cli import app
 from fedlora.deploy.certificates import write_authority, write_node_key, write_server_certificate
 from fedlora.deploy.edge_check import (
-    Greeting,
     ClockError,
+    Greeting,
     RefusedError,
     UnreachableError,
     check_edge,
