@@ -3,9 +3,9 @@
     python benchmarks/faults.py                       about fifteen minutes, mostly waiting; Linux
 
 A run over three real nodes on loopback, with TLS and keys, each behind a relay whose link can go down. One fault after the
-other is put into it, as the tests do (tests/fault_cases.py says how). "Noticed" counts from the fault to the line that `fedlora serve` or
-the node prints. "Whole again" counts from the fault, or from when its cause ended (room on the disk, the link), to the end of the
-first round after it in which the updates of all three nodes count.
+other is put into it, as the tests do (tests/fault_cases.py says how). "Noticed" counts from the fault to the line that `fedlora
+serve` or the node prints. "Whole again" counts from the fault, or from when its cause ended (room on the disk, the link), to the
+end of the first round after it in which the updates of all three nodes count.
 """
 
 from __future__ import annotations

@@ -71,16 +71,7 @@ def _all_others_ok(run: FaultyRun, client: int) -> None:
 def test_a_node_that_comes_late_takes_part(run: FaultyRun, clock: Path) -> None:
     assert {row["client"] for row in run.rows()} == {0, 1}
     began = time.monotonic()
-    wrapper = []
-    if _CLOCK:
-        wrapper = [
-            "env",
-            f"LD_PRELOAD={_CLOCK}",
-            f"FAKETIME_TIMESTAMP_FILE={clock}",
-            "FAKETIME_NO_CACHE=1",
-            "FAKETIME_DONT_FAKE_MONOTONIC=1",
-        ]
-    run.start_node(2, wrapper=wrapper)
+    run.start_node(2, wrapper=_with_clock(clock))
     line, _ = run.told.wait("takes part from round", began)
     assert re.fullmatch(r"client 2 takes part from round \d+ on", line)
     assert run.status(int(line.split()[-2]), 2) == "ok"
