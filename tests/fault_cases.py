@@ -78,7 +78,10 @@ def link_down(run: FaultyRun, seconds: float = 20.0) -> Told:
     back = time.monotonic()
     run.relays[1].up()
     status = run.status(number, 1)
-    return Told(status, "", float("nan"), run.whole(back, ALL) if status != "ok" else time.monotonic() - began)
+    whole = run.whole(back, ALL) if status != "ok" else time.monotonic() - back
+    said = [(line, moment - began) for moment, line in run.said[1].seen if moment > began and "does not answer" in line]
+    line, noticed = said[0] if said else ("", float("nan"))
+    return Told(status, line, noticed, whole)
 
 
 def server_out_of_reach(run: FaultyRun, seconds: float = 75.0) -> Told:

@@ -58,7 +58,7 @@ class Relay:
     def _carry(self, near: socket.socket) -> None:
         self._up.wait()
         if self.broken:
-            near.recv(100)
+            near.recv(65536)  # all of the greeting: what is left unread would reset the connection
             near.close()
             return
         try:

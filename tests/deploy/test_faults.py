@@ -91,23 +91,23 @@ def test_a_client_app_that_is_killed(run: FaultyRun) -> None:
 
 def test_a_disk_that_is_full_on_a_node(run: FaultyRun) -> None:
     told = fault_cases.node_disk_full(run)
-    state = re.escape(str(run.lab.folder / "state-0" / "clients"))
-    assert re.fullmatch(
-        rf"failed: cannot write {state}/\S+: File too large\. Free some space there; the node goes on by itself then", told.status
-    )
+    wanted = r"failed: cannot write state-0/clients/\S+: File too large\. Free some space there; the node goes on by itself then"
+    assert re.fullmatch(wanted, told.status)
 
 
 def test_a_link_that_is_down_for_20_s_in_a_round(run: FaultyRun) -> None:
     """The round's deadline is far off: it waits, and nothing is lost."""
     told = fault_cases.link_down(run)
-    assert told.status == "ok" and told.whole_s > 20
+    assert told.status == "ok"
     assert run.nodes[1].process.poll() is None
 
 
 def test_a_server_that_is_out_of_reach_for_longer_than_a_node_waits_at_its_start(run: FaultyRun) -> None:
     told = fault_cases.server_out_of_reach(run)
-    assert told.status.startswith("failed: ") and "trying until it does" in told.line
-    assert run.nodes[1].process.poll() is None and run.nodes[1].out.count("online at") == 2
+    assert told.status.startswith("failed: ") and told.line.endswith("; trying until it does")
+    assert run.nodes[1].process.poll() is None and run.nodes[1].out.count("answers again") == run.nodes[1].out.count(
+        "trying until"
+    )
 
 
 def test_a_supernode_that_is_killed_in_a_round(run: FaultyRun) -> None:
