@@ -232,6 +232,8 @@ class _Node:
 
     def _after_supernode(self, code: int, notes: dict[str, Any]) -> None:
         """Say why a SuperNode ended, or start it anew where that may help."""
+        assert self.supernode is not None
+        stop(self.supernode)  # what it started may still be there
         refused = notes.get("refused") or {}
         if refused.get("status") == _UNAUTHORISED and (fault := clock_fault(refused.get("skew_s"))):
             raise ClockError(fault)

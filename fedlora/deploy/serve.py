@@ -229,8 +229,9 @@ def _terminable() -> Iterator[None]:
 
     # Ctrl-C too: who is started in the background is deaf to it otherwise. With nohup the terminal may go.
     handlers = {number: signal.default_int_handler if number == signal.SIGINT else stop for number in STOPS}
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-        del handlers[signal.SIGHUP]
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup in handlers and signal.getsignal(hangup) == signal.SIG_IGN:
+        del handlers[hangup]
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
