@@ -22,7 +22,8 @@ from fedlora.config import RunConfig, parse_config
 from fedlora.data.load import load_data
 from fedlora.data.partition import partition, split_client
 from fedlora.federation.batched_grid import BatchedGrid
-from fedlora.federation.strategy import RoundStrategy, ServerState, call_roll
+from fedlora.federation.roll import call_roll
+from fedlora.federation.strategy import RoundStrategy, ServerState
 from fedlora.federation.workbench import Workbench
 from fedlora.models.packaged import MODELS
 from fedlora.training.batches import plan

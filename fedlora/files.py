@@ -16,23 +16,29 @@ from fedlora.errors import RunFolderError
 
 # What a killed process leaves behind begins like this; see `sweep`.
 _TEMPORARY = ".unfinished-"
+_RESUME = "a run that had begun goes on with --resume"
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses (full, read-only, forbidden) into one clear error naming `path`."""
+def disk_errors(path: Path, once_free: str = _RESUME) -> Iterator[None]:
+    """Turn what the disk refuses (full, read-only, forbidden) into one clear error naming `path`.
+
+    Args:
+        path: What is written.
+        once_free: What happens once there is room again.
+    """
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        hint = "Free some space there; a run that had begun goes on with --resume" if full else "Choose another folder"
+        hint = f"Free some space there; {once_free}" if full else "Choose another folder"
         raise RunFolderError(f"cannot write {path}: {error.strerror or error}. {hint}") from error
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
+def write_atomic(path: Path, data: bytes | str, once_free: str = _RESUME) -> None:
     """Write a file so that a reader, or a machine that lost power, sees the old contents or the new, never a part."""
     raw = data.encode() if isinstance(data, str) else data
-    with disk_errors(path):
+    with disk_errors(path, once_free):
         handle, name = tempfile.mkstemp(prefix=f"{_TEMPORARY}{path.name}.", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -164,16 +164,28 @@ class Deployment:
 
     def start_nodes(self) -> None:
         """Start a node on each device, as the README says."""
-        for number, command in enumerate(
-            line for line in self.instructions() if line[:2] == ["/opt/fedlora/bin/fedlora", "node"]
-        ):
-            self.running.append(self.start_node(number, command[1:]))
+        for number, command in enumerate(self.node_commands()):
+            self.running.append(self.start_node(number, command))
 
-    def start_node(self, number: int, command: list[str]) -> Command:
-        """Start one node by the README's arguments."""
+    def start_node(self, number: int, command: list[str] | None = None, *more: str, wrapper: Sequence[str] = ()) -> Command:
+        """Start one node by the README's arguments.
+
+        Args:
+            number: Which.
+            command: The README's arguments of this node; None looks them up.
+            more: Further arguments, which win over the README's.
+            wrapper: What the command is given to.
+        """
+        command = command or self.node_commands()[number]
         own = [str(self._device(part)) if part.startswith("/etc") else part for part in command]
         own += ["--state", f"state-{number}", "--max-retries", "1000"]  # a machine that runs many tests starts servers slowly
-        return Command([*_FEDLORA, *own], self.folder, f"node-{number}")
+        lives = len(list(self.folder.glob(f"node-{number}*.out")))
+        name = f"node-{number}-again-{lives}" if lives else f"node-{number}"
+        return Command([*wrapper, *_FEDLORA, *own, *more], self.folder, name)
+
+    def node_commands(self) -> list[list[str]]:
+        """Return the README's arguments of each node."""
+        return [line[1:] for line in self.instructions() if line[:2] == ["/opt/fedlora/bin/fedlora", "node"]]
 
     def _device(self, path: str) -> Path:
         return self.folder / "device" / path.lstrip("/")
@@ -204,7 +216,7 @@ class Deployment:
         for process in psutil.process_iter(["cmdline", "status"]):
             line = process.info["cmdline"] or []
             here = any(str(self.path / "certificates") in part for part in line)
-            if here and any(part.endswith(name) for part in line[:2]) and process.info["status"] != psutil.STATUS_ZOMBIE:
+            if here and any(part.endswith(name) for part in line[:3]) and process.info["status"] != psutil.STATUS_ZOMBIE:
                 return process
         raise AssertionError(f"no {name} runs")
 

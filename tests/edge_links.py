@@ -65,7 +65,7 @@ class EdgeLink:
 
     def start(self) -> None:
         """Start it and wait until it listens."""
-        command = [str(_BIN / "flower-superlink"), "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [sys.executable, "-m", "fedlora.deploy.superlink_process", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--disable-runtime-dependency-installation", "--database", str(self.folder / "state.db")]
         if self.plain:
             command += ["--insecure"]

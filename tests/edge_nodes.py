@@ -20,7 +20,8 @@ from fedlora.config import RunConfig
 from fedlora.deploy.flower_private import message_for
 from fedlora.deploy.settings import to_settings
 from fedlora.federation.batched_grid import BatchedGrid
-from fedlora.federation.strategy import RoundStrategy, call_roll
+from fedlora.federation.roll import call_roll
+from fedlora.federation.strategy import RoundStrategy
 from fedlora.federation.workbench import Workbench
 from tiny_run import fresh_state
 

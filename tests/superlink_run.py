@@ -35,7 +35,8 @@ server = ServerApp()
 def main(grid, context):
     import numpy as np
 
-    from fedlora.federation.strategy import RoundStrategy, ServerState, call_roll
+    from fedlora.federation.roll import call_roll
+    from fedlora.federation.strategy import RoundStrategy, ServerState
     from fedlora.federation.workbench import build
 
     bench = build(config)

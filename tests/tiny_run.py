@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fedlora.config import RunConfig, load_config
 from fedlora.federation.batched_grid import BatchedGrid
-from fedlora.federation.strategy import RoundRecord, RoundStrategy, ServerState, call_roll
+from fedlora.federation.roll import call_roll
+from fedlora.federation.strategy import RoundRecord, RoundStrategy, ServerState
 from fedlora.federation.workbench import Workbench
 from tiny import tiny_text_model
 

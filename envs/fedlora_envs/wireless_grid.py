@@ -60,7 +60,7 @@ class WirelessGrid(ForwardingGrid):
     Args:
         inner: The grid that carries the messages.
         world: The radio world.
-        clients: Node id -> client number; default: nodes in ascending order are clients 0, 1, ...
+        clients: Node id -> client number, which may grow; default: nodes in ascending order are clients 0, 1, ...
         work: What a reply took its client; default: by its metrics `tokens`, else `num-examples` (see `RadioWorld.work`).
 
     Raises:
@@ -70,7 +70,7 @@ class WirelessGrid(ForwardingGrid):
     def __init__(self, inner: Grid, world: Charging, clients: Mapping[int, int] | None = None, work: Work | None = None) -> None:
         super().__init__(inner)
         self.world = world
-        self._clients = dict(clients) if clients is not None else None
+        self._clients = clients
         self._work = work or world.work
         self._open: list[_Exchange] = []
         self._ready: dict[str, Message] = {}

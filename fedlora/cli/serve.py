@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -45,15 +46,17 @@ def command(
     try:
         result = serve(config, folder, where, resume=resume is not None, plain_text=insecure_plain_text, watcher=watcher)
     except KeyboardInterrupt as stop:
-        watcher.end()
         begun = (where / "config.toml").is_file()
         again = f"stopped. Go on with: fedlora serve --deployment {deployment} --resume {where}"
-        console.print(again if begun else "stopped before the first round", highlight=False, markup=False)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            watcher.end()
+            console.print(again if begun else "stopped before the first round", highlight=False, markup=False)
         if isinstance(stop, Terminated):
             sys.exit(143)
         raise
     finally:
-        watcher.end()
+        with contextlib.suppress(OSError):
+            watcher.end()
     if format is Format.json:
         typer.echo(json.dumps({"folder": str(result.folder), "summary": summary(result.rounds), "rounds": result.rounds}))
     else:

@@ -43,6 +43,12 @@ class UnreachableError(FedLoRAError):
     exit_code = 9
 
 
+class ClockError(FedLoRAError):
+    """A clock that is too far from the server's; a device that has just started may set it soon, so trying again may help."""
+
+    exit_code = 9
+
+
 @dataclass(frozen=True)
 class Greeting:
     """What the server showed.
@@ -86,6 +92,7 @@ def greet(superlink: str, ca: Path | None, plain: bool = False, timeout: float =
 
     Raises:
         RefusedError: The certificate is not to be trusted, or one side speaks TLS and the other does not.
+        ClockError: The certificate is not valid yet.
         UnreachableError: Nobody answers.
     """
     host, port = split_address(superlink)
@@ -101,7 +108,9 @@ def greet(superlink: str, ca: Path | None, plain: bool = False, timeout: float =
         connection.request("GET", "/")
         return Greeting(clock_skew(connection.getresponse().headers["date"]), certificate or None)  # type: ignore[arg-type]
     except ssl.SSLCertVerificationError as error:
-        raise RefusedError(_distrust(error, superlink, ca)) from None
+        # A device without a clock of its own starts in the past, and sets it later.
+        kind = ClockError if error.verify_code == _NOT_YET else RefusedError
+        raise kind(_distrust(error, superlink, ca)) from None
     except ssl.SSLError as error:
         if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE"):
             raise RefusedError(
@@ -180,7 +189,7 @@ def check_edge(superlink: str | None, ca: Path | None, key: Path | None, state: 
         return findings
     try:
         greeting = greet(superlink, ca, plain)
-    except RefusedError as error:
+    except (RefusedError, ClockError) as error:
         return [*findings, Finding("server", "ok", f"{superlink} answers"), Finding("certificate", "bad", str(error))]
     except FedLoRAError as error:
         return [*findings, Finding("server", "bad", str(error))]

@@ -104,6 +104,8 @@ flwr supernode list fedlora
 flwr ls fedlora
 flwr run app fedlora -c 'rounds=3'
 ```
+
+A run that is started by `flwr run` goes on beside the one that `fedlora serve` watches, over the same nodes, and ends with it.
 """
 
 _SERVER_UNIT = """\

@@ -86,6 +86,8 @@ class LinkMeter:
     def exchanged(self, path: str, sent: int, received: int, began: float, ended: float) -> None:
         """Count one finished exchange: the bodies' bytes, from its start to its end (seconds of one clock)."""
         with self._lock:
+            if self._notes.pop("error", None):
+                self._write()
             for ending, way in _BEGINS.items():
                 if path.endswith(ending):
                     self._fresh.add(way)
@@ -111,7 +113,7 @@ class LinkMeter:
         """Note what the server says of this node: that it is in, or why it is refused."""
         notes: dict[str, Any] = {}
         if path.endswith("/activate-node") and response.is_success:
-            notes = {"activated": True, "refused": None, "error": None}
+            notes = {"activated": True, "refused": None}
         elif response.status_code >= 400:
             body: dict[str, Any] = {}
             with contextlib.suppress(ValueError, httpx.StreamError):
@@ -131,9 +133,10 @@ class LinkMeter:
                 self._write()
 
     def failed(self, path: str, error: str) -> None:
-        """Note that an exchange did not come about."""
+        """Note that an exchange did not come about, and since when none has."""
         with self._lock:
-            self._notes["error"] = {"path": path, "text": error[:300]}
+            since = self._notes.get("error", {}).get("since", time.monotonic())
+            self._notes["error"] = {"path": path, "text": error[:300], "since": since}
             self._write()
 
     def _write(self) -> None:

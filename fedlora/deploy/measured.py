@@ -56,7 +56,6 @@ class MeasuredWorld:
         self.heard = np.full(setup.clients, _NEVER, np.int64)  # round of the last measurement
         self.round, self.real_s = 0, 0.0
         self._rows: dict[int, dict[str, Any]] = {}
-        self._late = 0
 
     def grid(self, inner: Grid, clients: Mapping[int, int]) -> Grid:
         """Return a grid that listens to the measurements in replies; `clients` maps node ids to client numbers."""
@@ -90,7 +89,6 @@ class MeasuredWorld:
         return {
             "real_time_s": round(self.real_s, 3),
             "mean_rate_bps": round(float(np.mean(rates)), 3) if rates else None,
-            "clients_late": self._late,
         }
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -113,7 +111,7 @@ class MeasuredWorld:
             number: The round.
         """
         self.round, self.real_s = number, self.real_s + seconds
-        self._rows, self._late = {}, len(asked.keys() - replies.keys())
+        self._rows = {}
         for client, metrics in replies.items():
             found = measurements(metrics)
             self._rows[client] = {REPORTED[name]: value for name, value in found.items() if name != "tokens"}
@@ -167,12 +165,12 @@ class MeasuringGrid(ForwardingGrid):
     Args:
         inner: The grid that carries the messages.
         world: Who is told.
-        clients: Node id -> client number.
+        clients: Node id -> client number; grows where nodes come late.
     """
 
     def __init__(self, inner: Grid, world: MeasuredWorld, clients: Mapping[int, int]) -> None:
         super().__init__(inner)
-        self.world, self.clients = world, dict(clients)
+        self.world, self.clients = world, clients
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and return the replies, having listened to those of training."""

@@ -4,38 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from fedlora.deploy.child_processes import last_line, start_module, stop
 from fedlora.deploy.client_app import TRAINER_SOCKET
 from fedlora.deploy.doorbell import DOORBELL
-from fedlora.deploy.edge_check import RefusedError, UnreachableError, check_key, clock_fault, greet, reach
+from fedlora.deploy.edge_check import (
+    ClockError,
+    Greeting,
+    RefusedError,
+    UnreachableError,
+    check_key,
+    clock_fault,
+    greet,
+    reach,
+)
 from fedlora.deploy.flower_private import NODE_AUTH_FAILED, REGISTRATION_DISABLED
 from fedlora.deploy.link_meter import read_notes
+from fedlora.deploy.node_life import StoppedError, free_port, say, scratch_folder, shorten, stoppable
 from fedlora.deploy.node_state import only_user
 from fedlora.deploy.superexec import write_program
 from fedlora.errors import ConfigError, DataError, FedLoRAError
-from fedlora.files import disk_errors
 
 _LOOK_S = 0.1
 # Flower counts a node as online for two heartbeats of 30 s after it has vanished, and refuses its key that long.
 _GHOST_S, _GHOST_PAUSE_S = 100.0, 5.0
 _JOIN_S = 60.0
+_LOST_S = 5.0
 _DEATHS, _DEATHS_S = 5, 120.0
-_LOG_BYTES = 5_000_000
 _NO_RETRIES = 10  # tries to reach the server at the start, where the user does not say how many
 _UNAUTHORISED = 401
+_TROUBLE, _TROUBLE_S = 500, 10.0
 _CALM = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -74,10 +79,6 @@ class NodeOptions:
     plain: bool = False
 
 
-class _StoppedError(BaseException):
-    """The node was told to stop."""
-
-
 def run_node(options: NodeOptions) -> None:
     """Join a deployment and work for it until told to stop (SIGTERM; Ctrl-C raises KeyboardInterrupt).
 
@@ -88,23 +89,22 @@ def run_node(options: NodeOptions) -> None:
         FedLoRAError: The node cannot go on; says why.
     """
     _check(options)
-    with only_user(options.state), _stoppable():
-        greeting = reach(
-            lambda: greet(options.superlink, options.ca, options.plain),
-            _NO_RETRIES if options.max_retries is None else options.max_retries,
-            _say,
-        )
+    with only_user(options.state), stoppable():
+        greeting = reach(_greeting(options), _NO_RETRIES if options.max_retries is None else options.max_retries, say)
         if fault := clock_fault(greeting.skew_s):
-            raise RefusedError(fault)
-        scratch = Path(tempfile.mkdtemp(prefix="fedlora-node-"))
-        node = _Node(options, scratch)
-        try:
-            node.work()
-        except _StoppedError:
-            _say("stopped")
-        finally:
-            node.end()
-            shutil.rmtree(scratch, ignore_errors=True)
+            raise ClockError(fault)
+        with scratch_folder() as scratch:
+            node = _Node(options, scratch)
+            try:
+                node.work()
+            except StoppedError:
+                say("stopped")
+            finally:
+                node.end()
+
+
+def _greeting(options: NodeOptions) -> Callable[[], Greeting]:
+    return lambda: greet(options.superlink, options.ca, options.plain)
 
 
 def _check(options: NodeOptions) -> None:
@@ -130,6 +130,8 @@ class _Node:
     supernode: subprocess.Popen[bytes] | None = None
     _deaths: dict[str, list[float]] = field(default_factory=dict)
     _told: bool = False
+    _was_in: bool = False
+    _lost: bool = False
     _since: float = 0.0
     _ghost_until: float = 0.0
 
@@ -145,7 +147,7 @@ class _Node:
     def work(self) -> None:
         """Start both processes and keep them going."""
         for name in ("trainer", "supernode"):
-            _shorten(self._log(name))
+            shorten(self._log(name))
         write_program(self.scratch)
         if self._online.exists():
             self._ghost_until = time.monotonic() + _GHOST_S
@@ -189,7 +191,7 @@ class _Node:
         options = self.options
         self._link.unlink(missing_ok=True)
         arguments = ["--link", str(self._link), "--poll-s", str(options.poll_s), "--parent", str(os.getpid()), "--"]
-        arguments += ["--superlink", options.superlink, "--host", "127.0.0.1", "--port", str(_free_port())]
+        arguments += ["--superlink", options.superlink, "--host", "127.0.0.1", "--port", str(free_port())]
         arguments += ["--node-config", f"partition-id={options.client}"]
         if options.plain:
             arguments += ["--insecure"]
@@ -206,24 +208,38 @@ class _Node:
         assert self.supernode is not None
         code, notes = self.supernode.poll(), read_notes(self._link)
         if notes.get("activated") and not self._told:
-            self._told, self._ghost_until = True, 0.0
-            with disk_errors(self._online):
+            self._told, self._was_in, self._ghost_until = True, True, 0.0
+            with contextlib.suppress(OSError):  # a disk that is full must not keep the node out
                 self._online.touch()
-            _say(f"online at {self.options.superlink} as client {self.options.client}")
+            say(f"online at {self.options.superlink} as client {self.options.client}")
             if self.trainer is None:  # not before: a node that is refused needs none
                 self._start_trainer()
+        self._tell_link(notes.get("error"))
         if code is not None:
             self._after_supernode(code, notes)
-        elif not self._told and time.monotonic() - self._since > _JOIN_S:
+        elif not self._told and not self._was_in and time.monotonic() - self._since > _JOIN_S:
             raise UnreachableError(f"{self.options.superlink} answers, but did not let this node in within {_JOIN_S:.0f} s")
+
+    def _tell_link(self, error: dict[str, Any] | None) -> None:
+        """Tell where the server does not answer for a while, and when it does again; Flower's SuperNode tries on by itself."""
+        lost = self._told and error is not None and (self._lost or time.monotonic() - error["since"] > _LOST_S)
+        if lost and not self._lost and error is not None:
+            say(f"{self.options.superlink} does not answer ({error['text']}); trying until it does")
+        elif self._lost and not lost:
+            say(f"{self.options.superlink} answers again")
+        self._lost = lost
 
     def _after_supernode(self, code: int, notes: dict[str, Any]) -> None:
         """Say why a SuperNode ended, or start it anew where that may help."""
+        assert self.supernode is not None
+        stop(self.supernode)  # what it started may still be there
         refused = notes.get("refused") or {}
+        if refused.get("status") == _UNAUTHORISED and (fault := clock_fault(refused.get("skew_s"))):
+            raise ClockError(fault)
         reason = self._refusal(refused, bool(notes.get("activated")))
         if reason and refused.get("code") == NODE_AUTH_FAILED and time.monotonic() < self._ghost_until:
             # Our own earlier self, killed before it could say goodbye.
-            _say("the server still counts this node as online from before; waiting until it has noticed")
+            say("the server still counts this node as online from before; waiting until it has noticed")
             time.sleep(_GHOST_PAUSE_S)
             self._start_supernode()
             return
@@ -232,17 +248,42 @@ class _Node:
                 self._online.unlink(missing_ok=True)
             raise RefusedError(reason)
         what = f"was ended by signal {-code}" if code < 0 else f"ended with code {code} ({last_line(self._log('supernode'))})"
-        self._count_death("supernode", f"the SuperNode {what}")
         self._ghost_until = time.monotonic() + _GHOST_S
+        if (status := refused.get("status", 0)) >= _TROUBLE:  # Flower's SuperNode ends over it, which is nobody's fault here
+            say(f"{self.options.superlink} answers with an error of its own ({status}); trying again in {_TROUBLE_S:.0f} s")
+            time.sleep(_TROUBLE_S)
+        elif not self._was_in or self._server_answers():
+            self._count_death("supernode", f"the SuperNode {what}")
         time.sleep(1.0)
         self._start_supernode()
+
+    def _server_answers(self) -> bool:
+        """Return whether the server answers at once; where it does not, wait until it does, which is nobody's fault.
+
+        Flower tries again where nobody answers, and ends where a connection breaks in the middle of TLS's greeting.
+
+        Raises:
+            UnreachableError: The user said how often to try, and it was not enough.
+        """
+        greeting, told = _greeting(self.options), False
+        tries = 0
+        while True:
+            try:
+                greeting()
+                return not told
+            except UnreachableError as error:
+                tries += 1
+                if self.options.max_retries is not None and tries > self.options.max_retries:
+                    raise UnreachableError(f"{error} (tried {tries} times)") from None
+                if not told and not self._lost:
+                    say(f"{error}; trying until it does")
+                told = self._lost = True
+            time.sleep(min(5.0, float(tries)))
 
     def _refusal(self, refused: dict[str, Any], was_in: bool) -> str | None:
         """Return why the server turned this node away, None where it did not."""
         server, key = self.options.superlink, self.options.key
         if refused.get("status") == _UNAUTHORISED:
-            if fault := clock_fault(refused.get("skew_s")):
-                return fault
             if was_in:
                 return f"{server} no longer accepts this node: its key was revoked, or the server's database is another one"
             return f"{server} does not accept this node's signature. Use the key that `fedlora deploy` made for this node"
@@ -277,24 +318,7 @@ class _Node:
         self._deaths[name] = recent
         if len(recent) > _DEATHS:
             raise FedLoRAError(f"{what}, {len(recent)} times within {_DEATHS_S:.0f} s. See {self._log(name)}")
-        _say(f"{what}; starting another")
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let SIGTERM raise _StoppedError in the block, so that everything is ended in order."""
-
-    def told(_signal: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: the end is under way
-        raise _StoppedError
-
-    before = signal.signal(signal.SIGTERM, told)
-    try:
-        yield
-    except _StoppedError:
-        _say("stopped")
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        say(f"{what}; starting another")
 
 
 def default_state(key: Path | None, client: int) -> Path:
@@ -319,23 +343,6 @@ def client_number(key: Path | None, given: int | None) -> int:
     if not digits:
         raise ConfigError("which client is this node? Give its number with --client: 0 for the first, up to clients - 1")
     return int(digits)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _shorten(log: Path) -> None:
-    """Start a log anew once it is large, keeping the one before."""
-    with contextlib.suppress(OSError):
-        if log.stat().st_size > _LOG_BYTES:
-            os.replace(log, log.with_suffix(".old"))
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 __all__ = ["NodeOptions", "client_number", "default_state", "run_node"]

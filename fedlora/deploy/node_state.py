@@ -29,6 +29,7 @@ from fedlora.files import disk_errors, sweep, write_atomic, write_json
 KEPT_ROUNDS = 8
 """Newest states kept per run and client: as far back as a server's checkpoints reach, and some more."""
 
+_GOES_ON = "the node goes on by itself then"
 _LEAD = struct.Struct("<4sQI")
 _MAGIC = b"FLS1"
 _STATE = re.compile(r"round-(\d+)\.state")
@@ -71,10 +72,10 @@ class NodeState:
         rounds = _rounds(folder)
         if not state and not rounds:
             return
-        with disk_errors(folder):
+        with disk_errors(folder, _GOES_ON):
             folder.mkdir(parents=True, exist_ok=True)
             sweep(folder)
-            write_atomic(folder / _name(round_number), _encode(state))
+            write_atomic(folder / _name(round_number), _encode(state), _GOES_ON)
             for number in [number for number in rounds if number > round_number]:
                 (folder / _name(number)).unlink()
             kept = sorted({number for number in rounds if number < round_number} | {round_number})

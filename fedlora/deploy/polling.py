@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 import httpx
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message, MessageType
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from fedlora.config import DeploymentConfig
+from fedlora.errors import FedLoRAError
 from fedlora.federation.client import CLIENT_FAILED
+from fedlora.federation.forwarding_grid import ForwardingGrid
 
 _Result = TypeVar("_Result")
 
@@ -21,6 +22,9 @@ _LOOK_AT_NODES_S = 2.0
 # After a SuperLink was started again, nodes are back within 8 s, with the replies that they have.
 _SEND_AGAIN_S = 12.0
 _BREATH_S = 0.5
+_TROUBLE, _TROUBLE_S = 500, 60.0
+# A message that nobody fetched by the end of its round is not delivered any more; this is how much the clocks may differ.
+_GRACE_S = 10.0
 
 
 class Listener(Protocol):
@@ -36,7 +40,7 @@ class Listener(Protocol):
         """A reply came in."""
 
 
-class PollingGrid(Grid):
+class PollingGrid(ForwardingGrid):
     """A Grid over another that talks to a SuperLink.
 
     Flower's own looks for replies every three seconds, and lets an error of the connection end the run. This one looks every
@@ -63,28 +67,14 @@ class PollingGrid(Grid):
         superlink: Callable[[], str] = str,
         send_again_s: float = _SEND_AGAIN_S,
     ) -> None:
-        self.grid, self.settings, self.listener = grid, settings, listener
+        super().__init__(grid)
+        self.settings, self.listener = settings, listener
         self.superlink, self.send_again_s = superlink, send_again_s
         self._looked = 0.0
 
-    def set_run(self, run: Run) -> None:
-        """Set the run this grid works for."""
-        self.grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run this grid works for."""
-        return self.grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Return a new message for one node (kept for Flower's older strategies)."""
-        return Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl)
-
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes that are online."""
-        nodes = sorted(self._insist(lambda: list(self.grid.get_node_ids())))
+        nodes = sorted(self._insist(lambda: list(self.inner.get_node_ids())))
         self._looked = time.monotonic()
         if self.listener:
             self.listener.online(nodes)
@@ -98,26 +88,36 @@ class PollingGrid(Grid):
         batch = list(messages)
         if not batch:
             return []
-        self._insist(lambda: self.grid.push_messages(batch))
+        self._insist(lambda: self.inner.push_messages(batch))
         return [message.metadata.message_id for message in batch]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are there, each once."""
         wanted = list(message_ids)
-        return list(self.grid.pull_messages(wanted)) if wanted else []
+        try:
+            return list(self.inner.pull_messages(wanted)) if wanted else []
+        except httpx.HTTPError as error:
+            _raise_unless_passing(error)
+            return []
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and return the replies that came in time, in the order of the messages."""
-        limit = self.settings.round_timeout_s if timeout is None else min(timeout, self.settings.round_timeout_s)
-        deadline = time.monotonic() + limit
         sent = list(messages)
         if not sent:
             return []
+        # The round's deadline is for training; who is asked who he is may have to load his model first.
+        longest = self.settings.round_timeout_s if sent[0].metadata.message_type == MessageType.TRAIN else math.inf
+        limit = min(longest, self.settings.round_timeout_s if timeout is None else timeout)
+        deadline = time.monotonic() + limit
         if self.listener:
             self.listener.asked(len(sent))
+        for message in sent:
+            message.metadata.ttl = limit + _GRACE_S
+        online = set(self.get_node_ids())
+        reached = [place for place, message in enumerate(sent) if message.metadata.dst_node_id in online]
         life, again = self.superlink(), math.inf
-        places = dict(zip(self.push_messages(sent), range(len(sent)), strict=True))
-        replies: dict[int, Message] = {}
+        places = dict(zip(self.push_messages(sent[place] for place in reached), reached, strict=True))
+        replies = {place: self._offline(message) for place, message in enumerate(sent) if place not in reached}
         while True:
             for reply in self._look([name for name, place in places.items() if place not in replies]):
                 place = places.get(reply.metadata.reply_to_message_id)
@@ -141,10 +141,18 @@ class PollingGrid(Grid):
         try:
             if self.listener and time.monotonic() - self._looked > _LOOK_AT_NODES_S:
                 self._looked = time.monotonic()
-                self.listener.online(sorted(self.grid.get_node_ids()))
+                self.listener.online(sorted(self.inner.get_node_ids()))
             return self.pull_messages(waiting)
-        except httpx.TransportError:
+        except httpx.HTTPError as error:
+            _raise_unless_passing(error)
             return []
+
+    def _offline(self, message: Message) -> Message:
+        """Return the reply of a node that is not there: what is not sent does not lie in wait for it."""
+        reply = Message(Error(CLIENT_FAILED, "the node is offline"), reply_to=message)
+        if self.listener:
+            self.listener.replied(reply)
+        return reply
 
     def _bounded(self, reply: Message, message: Message) -> Message:
         """Return the reply, or an error in its place where it is larger than the run allows or did not come whole."""
@@ -160,15 +168,40 @@ class PollingGrid(Grid):
         return Message(Error(CLIENT_FAILED, reason), reply_to=message)
 
     def _insist(self, action: Callable[[], _Result]) -> _Result:
-        """Do what must be done, however often the connection breaks (a SuperLink that is killed takes open ones with it)."""
+        """Do what must be done, however often the connection breaks (a SuperLink that is killed takes open ones with it).
+
+        Raises:
+            FedLoRAError: The SuperLink is there and has failed to do it for a while.
+        """
+        since: float | None = None
         while True:
             try:
                 return action()
-            except httpx.TransportError:
+            except httpx.HTTPError as error:
+                _raise_unless_passing(error)
+                now = time.monotonic()
+                if not isinstance(error, httpx.HTTPStatusError):
+                    since = None
+                elif since is None:
+                    since = now
+                elif now - since > _TROUBLE_S:
+                    raise FedLoRAError(
+                        f"the SuperLink has answered with errors ({error.response.status_code}) for {_TROUBLE_S:g} s. Its log "
+                        "says why: superlink.log, in state/logs of the deployment; is that disk full?"
+                    ) from error
                 time.sleep(_BREATH_S)
+
+
+def _raise_unless_passing(error: httpx.HTTPError) -> None:
+    """Raise what will not pass by itself: all but connections that break and a SuperLink in trouble of its own (5xx)."""
+    status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else _TROUBLE
+    if status < _TROUBLE or not isinstance(error, httpx.HTTPStatusError | httpx.TransportError):
+        raise error
 
 
 def _copy(message: Message) -> Message:
     """Return a message that says the same and is another."""
     data = message.metadata
-    return Message(message.content, dst_node_id=data.dst_node_id, message_type=data.message_type, group_id=data.group_id)
+    return Message(
+        message.content, dst_node_id=data.dst_node_id, message_type=data.message_type, group_id=data.group_id, ttl=data.ttl
+    )

@@ -83,7 +83,8 @@ class _Work:
     ) -> None:
         self.config, self.folder, self.out, self.resume, self.watcher = config, folder, out, resume, watcher
         self.status_file = StatusFile(folder.state / "status.json")
-        environment = {"FEDLORA_STATUS": str(self.status_file.path)}
+        self.name = self._name()
+        environment = {"FEDLORA_STATUS": str(self.status_file.path), "FEDLORA_SERVED": self.name}
         self.link = Link(folder, plain_text, environment, watcher.say)
         self.rows, self.clients = Tail(out / "metrics.jsonl"), Tail(out / "clients.jsonl")
         self.details: list[dict[str, Any]] = []
@@ -96,7 +97,7 @@ class _Work:
             self.link.stop_old_runs()
             names = self.folder.registered()
             settings = self.folder.state / "run.toml"
-            settings_file(settings, self.config, self.out, self.resume, self._name())
+            settings_file(settings, self.config, self.out, self.resume, self.name)
             self.watcher.begin(self.config, {number: name for name, number in names.items()}, self.folder.address)
             run = self.link.submit(settings)
             try:
@@ -226,8 +227,11 @@ def _terminable() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
-    # Ctrl-C too: who is started in the background is deaf to it otherwise.
+    # Ctrl-C too: who is started in the background is deaf to it otherwise. With nohup the terminal may go.
     handlers = {number: signal.default_int_handler if number == signal.SIGINT else stop for number in STOPS}
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is not None and hangup in handlers and signal.getsignal(hangup) == signal.SIG_IGN:
+        del handlers[hangup]
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

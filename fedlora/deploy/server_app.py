@@ -33,6 +33,9 @@ from fedlora.runs.progress import Lines
 STATUS = "FEDLORA_STATUS"
 """Environment variable with the path of the file that `fedlora serve` watches; where it is not set, nobody watches."""
 
+SERVED = "FEDLORA_SERVED"
+"""Environment variable with the name of the run that `fedlora serve` watches."""
+
 SUPERLINK = "superlink.pid"
 """File beside the status with the process of the SuperLink."""
 
@@ -48,7 +51,9 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Serve one run."""
     settings = dict(context.run_config)
-    telling = Telling(Path(path) if (path := os.environ.get(STATUS)) else None)
+    path = os.environ.get(STATUS)
+    # A run that somebody starts by `flwr run` beside the one that is served has no say there.
+    telling = Telling(Path(path) if path and settings.get("run") == os.environ.get(SERVED) else None)
     del sys.argv[1:]  # a token is among them, and the run folder keeps the command
     with _told(telling):
         from fedlora.deploy.measured import world_of
@@ -74,7 +79,7 @@ class Telling(Lines):
         super().__init__(Console(soft_wrap=True))
         self.file = StatusFile(path) if path else None
         self.status = Status(pid=os.getpid())
-        self.out, self.name = Path(), ""
+        self.out, self.name, self._row = Path(), "", False
         self.tell()
 
     def begin(self, out: Path, name: str) -> None:
@@ -106,7 +111,7 @@ class Telling(Lines):
     def say(self, text: str) -> None:
         """Tell what happens now."""
         super().say(text)
-        if self.status.phase in ("starting", "waiting") and len(self.status.said) < _MOST_SAID:
+        if not self._row and len(self.status.said) < _MOST_SAID:
             self.tell(said=[*self.status.said, text])
 
     def start(self, config: RunConfig, rows: list[dict[str, Any]]) -> None:
@@ -119,7 +124,9 @@ class Telling(Lines):
     def round(self, row: dict[str, Any], clients: list[dict[str, Any]]) -> None:
         """A round is done."""
         self.status.phase = "running"
+        self._row = True  # the rows are read from the run folder
         super().round(row, clients)
+        self._row = False
         self.tell(round=row["round"] + 1, asked=0, replies=0)
 
     def stop(self, folder: Path, rows: list[dict[str, Any]]) -> None:

@@ -23,7 +23,7 @@ class Status:
     Attributes:
         pid: Its process; 0: none has started yet.
         phase: "starting", "waiting" (for nodes), "running", "done" or "failed".
-        said: What it said before the first round, for people, oldest first.
+        said: What it said beside the rounds' results, for people, oldest first.
         nodes: Ids of the nodes that are online.
         first: Rounds that were done before it began; -1: not known yet.
         round: The round it works on.

@@ -240,7 +240,7 @@ class Link:
         bind, port = self._aside or (server.bind, server.port)
         where = ["--host", bind, "--port", str(port), "--database", str(folder.state / "superlink.db")]
         keep = ["--isolation", "process", "--disable-runtime-dependency-installation", *secret]
-        return [_program("flower-superlink"), *safety, *where, *keep]
+        return [sys.executable, "-m", "fedlora.deploy.superlink_process", *safety, *where, *keep]
 
     def _check_port(self) -> None:
         server = self.folder.server

@@ -6,6 +6,7 @@ Run as `python -m fedlora.deploy.supernode --link FILE --poll-s SECONDS [--paren
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -38,6 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     end_with_parent(options.parent)
     sys.argv = ["flower-supernode", *given[split + 1 :]]
     supernode()
+    # It returns where it has given up on its server, and a thread of it that serves its client apps would keep the process for
+    # ever: a node that looks alive and does nothing. Whoever started this process starts another.
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 if __name__ == "__main__":

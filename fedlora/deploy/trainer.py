@@ -71,7 +71,8 @@ class Trainer:
         except FedLoRAError as error:
             return _failure(NODE_FAILED, str(error))
         except Exception as error:  # the process must outlive any one message
-            traceback.print_exc()
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
             return _failure(NODE_FAILED, f"the node's trainer failed: {type(error).__name__}: {error}")
 
     def _reply(self, frame: Frame) -> Frame:
@@ -108,7 +109,7 @@ class Trainer:
         record = reply.content.array_records["arrays"]
         (key,) = record
         data = from_record(record)
-        print(f"round {number}: trained {metrics.get('steps', 0)} steps in {metrics['compute-seconds']:.1f} s, {len(data)} bytes")
+        _say(f"round {number}: trained {metrics.get('steps', 0)} steps in {metrics['compute-seconds']:.1f} s, {len(data)} bytes")
         return Frame({"metrics": metrics, "array": {"key": key, "stype": record[key].stype}}, data)
 
     def _state(self, run: str, client: int, number: int) -> Any:
@@ -135,7 +136,7 @@ class Trainer:
             self._loaded = None  # the old model's memory goes before the new one's is taken
             began = time.perf_counter()
             self._loaded = key, self._load(config, client, cast(list[str] | None, labels))
-            print(f"loaded {config.model.name} in {time.perf_counter() - began:.1f} s")
+            _say(f"loaded {config.model.name} in {time.perf_counter() - began:.1f} s")
         return self._loaded[1]
 
     def _load(self, config: RunConfig, client: int, labels: list[str] | None) -> Workbench:
@@ -146,6 +147,11 @@ class Trainer:
         from fedlora.deploy.own_data import own_workbench
 
         return own_workbench(config, self.data, client, labels)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # a log on a disk that is full must not cost the round
+        print(text)
 
 
 def _failure(code: int, reason: str) -> Frame:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -17,12 +16,13 @@ from numpy.typing import NDArray
 from fedlora.adapters import Tensors
 from fedlora.aggregation import GlobalState, Update
 from fedlora.aggregation.server import server_step
-from fedlora.errors import ConfigError, FedLoRAError, PayloadError
+from fedlora.errors import ConfigError, PayloadError
 from fedlora.federation.budgets import budget_bytes
 from fedlora.federation.client import TEXT_METRICS, reply_spec
 from fedlora.federation.costs import costs_of
 from fedlora.federation.gains import level_gains
 from fedlora.federation.policy import Floats, LearningPolicy, Links, Observation, Policy, PolicySetup, Ranks, legal, make_policy
+from fedlora.federation.roll import Roster, reason_of
 from fedlora.federation.workbench import Workbench
 from fedlora.federation.world import CLIENT_DROPPED, CLIENT_LATE, World
 from fedlora.streams import stream
@@ -72,18 +72,6 @@ class RoundRecord:
     def done(self) -> list[dict[str, Any]]:
         """Return the rows of the clients whose updates count."""
         return [row for row in self.clients if row["status"] == "ok"]
-
-
-class Roster(dict[int, tuple[int, int]]):
-    """Client number -> (node id, training examples), as the nodes introduced themselves.
-
-    Attributes:
-        text: What clients said of their texts, by client number: entropy, surprisal and share of split words, all in 0..1.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.text: dict[int, tuple[float, ...]] = {}
 
 
 class RoundStrategy(Strategy):
@@ -258,7 +246,7 @@ class RoundStrategy(Strategy):
             return None  # not asked this round, or answering twice
         if reply.has_error():
             lost = reply.error.code in (CLIENT_DROPPED, CLIENT_LATE)
-            row["status"] = _reason(reply) if lost else f"failed: {_reason(reply)}"
+            row["status"] = reason_of(reply) if lost else f"failed: {reason_of(reply)}"
             self.state.holders[row["client"]] = False  # whatever it held may be gone with what failed
             return None
         try:
@@ -330,58 +318,3 @@ def _reported(metrics: MetricRecord) -> dict[str, float]:
     """Return what a client says of its own training, for the log; what is not one finite number is left out."""
     numbers = {key: value for key in _REPORTED if isinstance(value := metrics.get(key), int | float)}
     return {key.replace("-", "_"): value for key, value in numbers.items() if isinstance(value, int) or math.isfinite(value)}
-
-
-def call_roll(grid: Grid, wanted: int, timeout: float = 600.0, labels: Sequence[str] = ()) -> Roster:
-    """Ask all nodes who they are; return client number -> (node id, training examples), and what they say of their texts.
-
-    Waits until `wanted` nodes are online or `timeout` seconds have passed.
-
-    Args:
-        grid: Where the nodes are.
-        wanted: Nodes that the run has.
-        timeout: Real seconds.
-        labels: Names of the run's labels, which nodes with data of their own are told.
-
-    Raises:
-        FedLoRAError: Nobody answered, or nobody could, or two nodes say that they are the same client.
-    """
-    deadline = time.monotonic() + timeout
-    nodes = sorted(grid.get_node_ids())
-    while len(nodes) < wanted and time.monotonic() < deadline:
-        time.sleep(0.2)
-        nodes = sorted(grid.get_node_ids())
-    told = RecordDict({"config": ConfigRecord({"labels": list(labels)})} if labels else {})
-    messages = [Message(told, dst_node_id=node, message_type=MessageType.QUERY, group_id="roll") for node in nodes]
-    roster = Roster()
-    reasons = [f"{len(nodes)} nodes were asked, none replied"]
-    for reply in grid.send_and_receive(messages, timeout=timeout):
-        if reply.has_error():
-            reasons.append(_reason(reply))
-        else:
-            metrics = reply.content.metric_records["metrics"]
-            client = int(cast(int, metrics["client"]))
-            if client in roster:
-                raise FedLoRAError(
-                    f"two nodes say that they are client {client} ({roster[client][0]} and {reply.metadata.src_node_id}): "
-                    "give each node a number of its own (`fedlora node --client N`)"
-                )
-            roster[client] = (reply.metadata.src_node_id, int(cast(int, metrics["num-examples"])))
-            if text := _text(metrics):
-                roster.text[client] = text
-    if not roster:
-        raise FedLoRAError(f"no client takes part: {reasons[-1]}")
-    return roster
-
-
-def _text(metrics: MetricRecord) -> tuple[float, ...] | None:
-    """Return what a client says of its texts, brought inside 0..1, or None where it does not say it in finite numbers."""
-    values = [metrics.get(name) for name in TEXT_METRICS]
-    numbers = [float(value) for value in values if isinstance(value, int | float) and math.isfinite(value)]
-    return tuple(min(max(number, 0.0), 1.0) for number in numbers) if len(numbers) == len(TEXT_METRICS) else None
-
-
-def _reason(reply: Message) -> str:
-    """Return the last line of the error that a reply carries: libraries put whole tracebacks there."""
-    lines = (reply.error.reason or "").strip().splitlines()
-    return lines[-1] if lines else "no reason given"

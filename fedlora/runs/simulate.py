@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Context
+from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedlora.config import RunConfig
@@ -20,7 +20,8 @@ from fedlora.federation.batched_grid import BatchedGrid
 from fedlora.federation.client import BASES, KEPT
 from fedlora.federation.engines import refuse_deployment, run_engine
 from fedlora.federation.policy import StatefulPolicy
-from fedlora.federation.strategy import RoundStrategy, ServerState, call_roll, policy_of
+from fedlora.federation.roll import Latecomers, Roster, call_roll
+from fedlora.federation.strategy import RoundStrategy, ServerState, policy_of
 from fedlora.federation.workbench import Workbench, build
 from fedlora.federation.world import World, make_world
 from fedlora.files import write_json
@@ -157,7 +158,8 @@ class Session:
             self._restore_clients(grid)
         else:
             self.state.holders[:] = False  # nodes of another process may be new ones
-        roster = call_roll(grid, self.config.clients, self.config.deployment.start_timeout_s, self.bench.dataset.label_names)
+        labels = self.bench.dataset.label_names
+        roster = call_roll(grid, self.config.clients, self.config.deployment.start_timeout_s, labels)
         if len(roster) < self.config.deployment.least_nodes:
             raise FedLoRAError(
                 f"{len(roster)} of {self.config.clients} clients are there after {self.config.deployment.start_timeout_s:g} s, "
@@ -166,15 +168,26 @@ class Session:
         strategy = RoundStrategy(self.bench, roster, self.state, self.world)
         if self.remembered and isinstance(strategy.policy, StatefulPolicy):
             strategy.policy.restore(self.remembered)
+        clients = {node: client for client, (node, _) in roster.items()}
+        late = Latecomers(grid, roster, self.config.clients, labels, self.progress.say)
         if self.world:
-            grid = self.world.grid(grid, {node: client for client, (node, _) in roster.items()})
+            grid = self.world.grid(grid, clients)
         self.clock = time.perf_counter()
-        strategy.start(
-            grid,
-            strategy.broadcast(),
-            num_rounds=self.config.rounds - self.state.round,
-            evaluate_fn=lambda number, _: self.end_round(number, strategy),
-        )
+
+        def between_rounds(number: int, _: ArrayRecord) -> None:
+            self.end_round(number, strategy)
+            if self.config.engine == "deployment":  # elsewhere all nodes are there from the start
+                self._take_in(late, roster, clients)
+
+        strategy.start(grid, strategy.broadcast(), num_rounds=self.config.rounds - self.state.round, evaluate_fn=between_rounds)
+
+    def _take_in(self, late: Latecomers, roster: Roster, clients: dict[int, int]) -> None:
+        """Let nodes that came late take part in the rounds to come; `clients` is what the world knows them by."""
+        for client in late.look():
+            node = roster[client][0]
+            clients[node] = client
+            self.state.holders[client] = False  # it may be another device than before
+            self.progress.say(f"client {client} takes part from round {self.state.round + 1} on")
 
     def end_round(self, number: int, strategy: RoundStrategy) -> None:
         """Measure, log and checkpoint; Flower calls this before the first round (0) and after each."""

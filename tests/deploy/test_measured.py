@@ -47,7 +47,7 @@ def test_rows_say_what_was_measured(world: MeasuredWorld) -> None:
     assert world.client_rows() == {
         0: {"rate_bps": 2e6, "downlink_bps": 8e6, "compute_s": 4.0, "rssi_dbm": -61.0, "uplink_s": 0.4}
     }  # fmt: skip
-    assert world.round_row() == {"real_time_s": 7.25, "mean_rate_bps": 2e6, "clients_late": 1}
+    assert world.round_row() == {"real_time_s": 7.25, "mean_rate_bps": 2e6}
 
 
 def test_a_battery_becomes_an_allowance(world: MeasuredWorld) -> None:

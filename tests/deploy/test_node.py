@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -19,6 +21,7 @@ import pytest
 from edge_links import EdgeLink, NodeProcess, edge_link, free_port, join, nodes, timed_wait
 from edge_nodes import wait_for
 from fedlora.deploy.certificates import write_authority, write_node_key
+from fedlora.deploy.superlink_process import ANNOUNCEMENT_BYTES, FLEET_BYTES, OTHER_BYTES
 from tiny_run import Ground
 
 # The bound of a way to fail: generous, since machines that run the suite are shared; a node that retries for ever exceeds any.
@@ -86,6 +89,29 @@ def test_nobody_there(tmp_path: Path) -> None:
     with nodes(tmp_path, ["--superlink", f"127.0.0.1:{free_port()}", "--client", "0", "--max-retries", "1"]) as (node,):
         assert "cannot be reached: Connection refused" in _refused(node, 9)
         assert "trying again in 1 s" in node.printed
+
+
+@pytest.mark.parametrize(
+    ("path", "bytes_sent", "status"),
+    [
+        ("/v1/fleet/push-object", FLEET_BYTES + 1, 413),
+        ("/v1/fleet/push-messages", ANNOUNCEMENT_BYTES + 1, 413),
+        ("/v1/control/start-run", OTHER_BYTES + 1, 413),
+        ("/v1/fleet/push-object", None, 411),
+        ("/v1/fleet/push-object", 1000, 400),
+    ],
+)
+def test_requests_are_bounded_before_they_are_read(link: EdgeLink, path: str, bytes_sent: int | None, status: int) -> None:
+    """By whoever reaches the port: no key is needed to send a request. The last is refused for what it is, not for its size."""
+    with socket.create_connection(("127.0.0.1", link.port), timeout=30) as plain:
+        connection = ssl.create_default_context(cafile=str(link.ca)).wrap_socket(plain, server_hostname="localhost")
+        size = "transfer-encoding: chunked" if bytes_sent is None else f"content-length: {bytes_sent}"
+        head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/protobuf\r\n{size}\r\n\r\n"
+        connection.sendall(head.encode())
+        if status == 400:
+            connection.sendall(b"\xff" * 1000)
+        answer = connection.recv(1000).split(b"\r\n")[0].decode()
+    assert answer.split()[1] == str(status), answer
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from flwr.supercore.run import Run
 from fedlora.config import DeploymentConfig
 from fedlora.deploy.flower_private import message_for
 from fedlora.deploy.polling import PollingGrid
+from fedlora.errors import FedLoRAError
 from fedlora.federation.client import CLIENT_FAILED
 
 _QUICK = DeploymentConfig(poll_s=0.01, round_timeout_s=0.3, max_payload_mb=0.001)
@@ -32,10 +33,15 @@ class _Link(Grid):
         self.ready, self.breaks, self.size = ready, breaks, size
         self.sent: dict[str, tuple[Message, float]] = {}
         self.error: Error | None = None
+        self.online: list[int] | None = None
+        self.trouble = 0
 
     def _maybe_break(self) -> None:
         if self.breaks:
             self.breaks -= 1
+            if self.trouble:
+                response = httpx.Response(self.trouble, request=httpx.Request("POST", "https://link"))
+                raise httpx.HTTPStatusError("trouble", request=response.request, response=response)
             raise httpx.ReadError("[SSL] the other side is gone")
 
     def set_run(self, run: Run) -> None:
@@ -50,7 +56,7 @@ class _Link(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         self._maybe_break()
-        return [2, 1]
+        return self.online if self.online is not None else range(len(self.ready), 0, -1)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         self._maybe_break()
@@ -148,6 +154,50 @@ def test_connections_that_break_are_waited_out(breaks: int) -> None:
     assert list(PollingGrid(link, settings).get_node_ids()) == [1, 2]
 
 
+@pytest.mark.parametrize("breaks", [1, 2, 3])
+def test_a_superlink_in_trouble_of_its_own_is_waited_out(breaks: int) -> None:
+    settings = _QUICK.model_copy(update={"round_timeout_s": 60.0})
+    link = _Link([0.0, 0.0], breaks)
+    link.trouble = 500
+    assert _nodes(PollingGrid(link, settings).send_and_receive(_messages(2))) == [1, 2]
+
+
+def test_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedlora.deploy.polling._TROUBLE_S", 1.0)
+    link = _Link([0.0], 1000)
+    link.trouble = 503
+    with pytest.raises(FedLoRAError, match=r"answered with errors \(503\) for 1 s.*superlink\.log.*is that disk full\?"):
+        PollingGrid(link, _QUICK).get_node_ids()
+
+
+def test_what_is_refused_is_not_tried_again() -> None:
+    link = _Link([0.0], 1000)
+    link.trouble = 403
+    with pytest.raises(httpx.HTTPStatusError):
+        PollingGrid(link, _QUICK).get_node_ids()
+
+
+def test_a_node_that_is_offline_is_not_sent_anything() -> None:
+    link = _Link([0.0, 0.0])
+    link.online = [2]
+    replies = list(PollingGrid(link, _QUICK).send_and_receive(_messages(2)))
+    assert _nodes(replies) == [1, 2] and replies[0].error.reason == "the node is offline" and replies[1].has_content()
+    assert [message.metadata.dst_node_id for message, _ in link.sent.values()] == [2]
+
+
+def test_what_nobody_fetched_by_the_deadline_is_not_delivered_later() -> None:
+    link = _Link([None])
+    list(PollingGrid(link, _QUICK).send_and_receive(_messages(1)))
+    ((message, _),) = link.sent.values()
+    assert 0.3 < message.metadata.ttl < 20
+
+
+def test_who_is_asked_who_he_is_may_take_longer_than_a_round() -> None:
+    link = _Link([0.6])
+    question = message_for(RecordDict({}), MessageType.QUERY, 1, 1, "roll")
+    assert _nodes(PollingGrid(link, _QUICK).send_and_receive([question], timeout=60.0)) == [1]
+
+
 def test_a_reply_that_is_too_large_is_an_error() -> None:
     (reply,) = PollingGrid(_Link([0.0], size=1001), _QUICK).send_and_receive(_messages(1))
     assert reply.has_error() and reply.error.code == CLIENT_FAILED and reply.metadata.src_node_id == 1
@@ -185,4 +235,4 @@ def test_the_listener_hears_it_all() -> None:
     grid = PollingGrid(_Link([0.0, 0.0]), _QUICK, _Listener())
     grid.get_node_ids()
     grid.send_and_receive(_messages(2))
-    assert heard[:2] == [[1, 2], 2] and sorted(map(str, heard[2:])) == ["reply of 1", "reply of 2"]
+    assert heard[:3] == [[1, 2], 2, [1, 2]] and sorted(map(str, heard[3:])) == ["reply of 1", "reply of 2"]

@@ -120,7 +120,7 @@ def test_a_run_that_is_cut_off_in_every_way_ends_as_one_that_is_not(lab: Deploym
 def test_the_superlink_is_killed_and_the_run_goes_on(lab: Deployment, whole: Path) -> None:
     serve = lab.serve("--out", "survives")
     serve.wait_for("round 1/6")
-    lab.server_process("flower-superlink").kill()
+    lab.server_process("superlink_process").kill()
     assert serve.wait() == 0, serve.files[1].read_text()
     print(serve.out)
     assert "Flower's superlink died (signal SIGKILL); starting it again" in serve.out

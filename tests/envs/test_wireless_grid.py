@@ -18,7 +18,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedlora.errors import ConfigError
 from fedlora.federation.batched_grid import BatchedGrid
-from fedlora.federation.strategy import RoundStrategy, call_roll
+from fedlora.federation.roll import call_roll
+from fedlora.federation.strategy import RoundStrategy
 from fedlora.federation.workbench import build
 from fedlora.federation.world import CLIENT_DROPPED, CLIENT_LATE, make_world
 from fedlora.runs.simulate import simulate

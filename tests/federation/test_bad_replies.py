@@ -12,7 +12,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageTy
 from torch import Tensor
 
 from fedlora.federation.batched_grid import BatchedGrid
-from fedlora.federation.strategy import RoundRecord, RoundStrategy, ServerState, call_roll
+from fedlora.federation.roll import call_roll
+from fedlora.federation.strategy import RoundRecord, RoundStrategy, ServerState
 from fedlora.federation.workbench import Workbench, build
 from fedlora.wire import decode, encode, from_record, to_record
 from tiny_run import Ground, fresh_state

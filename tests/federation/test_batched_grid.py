@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fedlora.federation.batched_grid import BatchedGrid
 from fedlora.federation.client import make_client_app
-from fedlora.federation.strategy import RoundStrategy, call_roll
+from fedlora.federation.roll import call_roll
+from fedlora.federation.strategy import RoundStrategy
 from fedlora.federation.workbench import build
 from fedlora.wire import decode, from_record
 from tiny_run import Ground, OneByOneGrid, fresh_state, play

@@ -9,7 +9,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 
 from fedlora.federation.batched_grid import BatchedGrid
 from fedlora.federation.client import reply_spec
-from fedlora.federation.strategy import RoundStrategy, call_roll
+from fedlora.federation.roll import call_roll
+from fedlora.federation.strategy import RoundStrategy
 from fedlora.federation.workbench import Workbench, build
 from fedlora.wire import encoded_size, from_record, record_size, to_record
 from tiny_run import Ground, fresh_state

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from fedlora.errors import ConfigError, FedLoRAError
 from fedlora.federation.batched_grid import BatchedGrid
-from fedlora.federation.strategy import call_roll
+from fedlora.federation.roll import call_roll
 from fedlora.federation.workbench import build
 from fedlora.runs.simulate import simulate
 from tiny_run import Ground, play

@@ -14,7 +14,8 @@ from fedlora.errors import ConfigError
 from fedlora.federation.batched_grid import BatchedGrid
 from fedlora.federation.client import BASES, KEPT, reply_spec
 from fedlora.federation.costs import costs_of
-from fedlora.federation.strategy import RoundStrategy, call_roll
+from fedlora.federation.roll import call_roll
+from fedlora.federation.strategy import RoundStrategy
 from fedlora.federation.workbench import Workbench, build
 from fedlora.methods import METHODS
 from fedlora.runs.progress import round_line

@@ -14,7 +14,8 @@ from fedlora.federation.client import TEXT_METRICS, reply_spec
 from fedlora.federation.costs import costs_of
 from fedlora.federation.gains import PRIOR, level_gains
 from fedlora.federation.policy import Links, Observation, legal
-from fedlora.federation.strategy import RoundStrategy, call_roll, policy_of
+from fedlora.federation.roll import call_roll
+from fedlora.federation.strategy import RoundStrategy, policy_of
 from fedlora.federation.workbench import Workbench, build
 from fedlora.federation.world import expected_units, make_world, setup_of
 from fedlora.training.batches import plan

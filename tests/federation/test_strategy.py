@@ -10,7 +10,8 @@ import pytest
 from fedlora.errors import ConfigError
 from fedlora.federation.batched_grid import BatchedGrid
 from fedlora.federation.policy import Observation
-from fedlora.federation.strategy import RoundStrategy, call_roll
+from fedlora.federation.roll import call_roll
+from fedlora.federation.strategy import RoundStrategy
 from fedlora.federation.workbench import build
 from tiny_run import Ground, fresh_state, play
 

@@ -11,7 +11,7 @@ from flwr.app import Error, Message, MessageType, RecordDict
 
 from fedlora.errors import FedLoRAError, TrainingError
 from fedlora.federation.batched_grid import BatchedGrid
-from fedlora.federation.strategy import call_roll
+from fedlora.federation.roll import call_roll
 from fedlora.federation.windowed_grid import WindowedGrid
 from fedlora.federation.workbench import Workbench, build
 from tiny_run import Ground, play

@@ -11,7 +11,8 @@ import pytest
 from fedlora.errors import ConfigError
 from fedlora.federation.batched_grid import BatchedGrid
 from fedlora.federation.policy import Allowance, Observation, PolicySetup, Ranks
-from fedlora.federation.strategy import RoundStrategy, call_roll, policy_of
+from fedlora.federation.roll import call_roll
+from fedlora.federation.strategy import RoundStrategy, policy_of
 from fedlora.federation.workbench import build
 from fedlora.federation.world import make_world
 from fedlora.ranks import Costs

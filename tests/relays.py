@@ -1,0 +1,89 @@
+"""A TCP relay on loopback whose link can go down: what was sent waits, and nobody is told."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+from collections.abc import Iterator
+
+
+class Relay:
+    """Forwards connections to a port of loopback.
+
+    Args:
+        port: Where to.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self.listener.getsockname()[1])
+        self.pairs: list[tuple[socket.socket, socket.socket]] = []
+        self.broken = False
+        self._up = threading.Event()
+        self._up.set()
+        self._ended = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def down(self) -> None:
+        """Let nothing through any more, as a link that is out: connections stay, bytes wait where they are."""
+        self._up.clear()
+
+    def up(self) -> None:
+        """Let everything through again."""
+        self._up.set()
+
+    def cut(self) -> None:
+        """Break every open connection, and while `broken` is set every new one, in the middle of its greeting."""
+        for pair in self.pairs:
+            for end in pair:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def end(self) -> None:
+        """Stop."""
+        self._ended = True
+        self.up()
+        self.listener.close()
+        self.cut()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while not self._ended:
+                near, _ = self.listener.accept()
+                threading.Thread(target=self._carry, args=(near,), daemon=True).start()
+
+    def _carry(self, near: socket.socket) -> None:
+        self._up.wait()
+        if self.broken:
+            near.recv(65536)  # all of the greeting: what is left unread would reset the connection
+            near.close()
+            return
+        try:
+            far = socket.create_connection(("127.0.0.1", self.target))
+        except OSError:
+            near.close()
+            return
+        self.pairs.append((near, far))
+        other = {near: far, far: near}
+        with near, far, contextlib.suppress(OSError):
+            while not self._ended:
+                ready = select.select([near, far], [], [], 0.2)[0]
+                self._up.wait()
+                for end in ready:
+                    data = end.recv(65536)
+                    if not data:
+                        return
+                    other[end].sendall(data)
+
+
+@contextlib.contextmanager
+def relay(port: int) -> Iterator[Relay]:
+    """A relay that ends with the block."""
+    made = Relay(port)
+    try:
+        yield made
+    finally:
+        made.end()
