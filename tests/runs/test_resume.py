@@ -159,7 +159,7 @@ def test_a_run_from_before_a_key_was_there_goes_on(whole: Whole, tmp_path: Path)
     assert _finish(whole, tmp_path).code == 0
     assert rows(tmp_path / "run" / "metrics.jsonl") == rows(whole.run / "metrics.jsonl")
     other = fedlora_command(["simulate", "adapter.scales=fixed", "--resume", "run"], tmp_path)
-    assert "(adapter.scales: trained there, fixed here)" in other.error and other.code == 5
+    assert "(adapter.scales: 'trained' there, 'fixed' here)" in other.error and other.code == 5
 
 
 @only("ravan")
