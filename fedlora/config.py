@@ -63,10 +63,13 @@ class AdapterConfig(ConfigSection):
     rank: int = Field(32, description="rank cap per site (ravan: per head)")
     heads: int = Field(4, ge=1, description="ravan: number of heads")
     alpha: float | None = Field(None, gt=0, description="scale is alpha / rank, fixed by the cap; default: alpha = rank")
-    init: str = Field("auto", description="initialisation of the frozen or first factors; auto is the method's own default")
+    init: str = Field(
+        "auto", description="initialisation of the first factors or bases (docs/methods.md); auto: the method's own"
+    )
     targets: list[str] = Field(["auto"], description="name patterns of adapted projections; auto: attention query and value")
     unit: Literal["heads", "block", "svd"] = Field("heads", description="ravan: what one unit of the rank vector means")
     score: Literal["random", "weight", "gradient"] = Field("random", description="ravan: how a client picks its heads")
+    scales: Literal["trained", "fixed"] = Field("trained", description="ravan: the heads' scales s; fixed: they stay 1")
     start_examples: int = Field(
         50, ge=1, description="fed-sb: training examples that the server itself has, on which the first gradient is taken"
     )

@@ -23,8 +23,11 @@ SITES = {
     "wide": Site("block.down", 20, 12),
     "conv1d": Site("block.c_attn", 12, 24, transposed=True),
 }
-# What other settings of an adapter's section change how it behaves; methods not named here have none.
-_VARIANTS: dict[str, list[dict[str, Any]]] = {"ravan": [{"unit": unit} for unit in ("heads", "block", "svd")]}
+# What other settings of an adapter's section change how it behaves; methods not named here have none. Bases beyond the first two
+# differ in nothing but numbers, so that one variant of each will do.
+_VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "ravan": [{"unit": unit} for unit in ("heads", "block", "svd")] + [{"unit": "block", "scales": "fixed"}]
+}
 RANK, HEADS = 3, 4
 
 
@@ -59,7 +62,8 @@ def all_cases() -> Iterator[Case]:
     """Yield every registered method x initialisation x variant x round after which what trains repeats itself."""
     for method in ADAPTERS.names():
         for init in ADAPTERS.get(method).inits:
-            for options in _VARIANTS.get(method, [{}]):
+            variants = _VARIANTS.get(method, [{}])
+            for options in variants if init in ADAPTERS.get(method).inits[:2] else variants[:1]:
                 for round_number in range(1, ADAPTERS.get(method).period + 1):
                     yield Case(method, init, tuple(options.items()), round_number)
 

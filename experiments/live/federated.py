@@ -11,12 +11,15 @@ repeated when they are there. Writes federated.json beside this file and prints 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from experiments.common import first_reached, spread
 from fedlora.cli.common import quickstart
 from fedlora.config import load_config
 from fedlora.files import write_json
@@ -67,8 +70,7 @@ def outcome(rows: list[dict[str, Any]], target: float) -> dict[str, Any]:
     """Return a run in a few numbers: at the end, and when it first was as accurate as `target`."""
     sent = np.cumsum([row["uplink_bytes"] for row in rows])
     accuracy = np.array([row["test_accuracy"] for row in rows])
-    reached = np.flatnonzero(accuracy >= target)
-    first = int(reached[0]) if len(reached) else None
+    first = first_reached(accuracy.tolist(), target)
     return {
         "accuracy": float(accuracy[-1]), "best": float(accuracy.max()), "loss": float(rows[-1]["test_loss"]),
         "uplink_bytes": int(sent[-1]), "virtual_s": float(rows[-1]["virtual_time_s"]),
@@ -113,8 +115,8 @@ def main() -> None:
 def saved(runs: dict[str, Any], fixed: str, key: str) -> dict[str, float]:
     """Return what the policy needs to equal accuracy over what the fixed rank does: geometric mean, 95 % by Student's t."""
     ratios = [np.log(runs[LEARNT][seed]["at_target"][key] / runs[fixed][seed]["at_target"][key]) for seed in SEEDS]
-    half = float(student.ppf(0.975, len(ratios) - 1) * np.std(ratios, ddof=1) / np.sqrt(len(ratios)))
-    mean = float(np.mean(ratios))
+    mean, half = spread(ratios)
+    assert half is not None  # there are three seeds
     return {"ratio": float(np.exp(mean)), "low": float(np.exp(mean - half)), "high": float(np.exp(mean + half))}
 
 

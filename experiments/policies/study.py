@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,9 @@ from typing import Any
 
 from rich.console import Console
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from experiments.common import lean
 from fedlora.files import write_json
 from fedlora.runs.environment import environment
 from fedlora.runs.progress import size
@@ -159,7 +163,8 @@ def measure(console: Console) -> None:
             own = {label: entry for label, entry in learnt.items() if label in ("airllm-plus", "ppo", "airllm")}
             away = ground.model_copy(update={"worlds": UNLIKE[world], "policies": {**ground.policies, **own}})
             out["unlike"][world] = shown(compare(away), console)
-    write_json(HERE / "results.json", lean(out))
+    # The scores of single episodes can be had again by the same command.
+    write_json(HERE / "results.json", lean(out, drop=("scores",)))
 
 
 def seconds_of(label: str, world: str) -> float:
@@ -206,15 +211,6 @@ def around(interval: dict[str, float] | None, digits: int) -> str:
     if interval is None:
         return "-"
     return f"{interval['value']:.{digits}f} ({interval['low']:.{digits}f} to {interval['high']:.{digits}f})"
-
-
-def lean(tree: Any) -> Any:
-    """Return a tree without the scores of single episodes, which can be had again by the same command; numbers to 6 digits."""
-    if isinstance(tree, dict):
-        return {key: lean(value) for key, value in tree.items() if key != "scores"}
-    if isinstance(tree, list):
-        return [lean(item) for item in tree]
-    return float(f"{tree:.6g}") if isinstance(tree, float) else tree
 
 
 def main() -> None:

@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from experiments.common import interval
 from fedlora.cli.common import quickstart
 from fedlora.config import RunConfig, load_config
 from fedlora.federation.workbench import Workbench, build
@@ -112,13 +115,6 @@ def validate(bench: Workbench, start: Start) -> float:
     """Return the accuracy on all clients' held-out parts together."""
     held = np.concatenate(bench.held)
     return evaluate(bench.backbone, bench.train, held, start, bench.config.evaluation.batch_size).summary()[0]
-
-
-def interval(values: list[float]) -> dict[str, float | None]:
-    """Return mean and the half width of the 95 % interval by Student's t; None for a single value."""
-    t95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-    half = t95[len(values)] * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "half_width_95": half}
 
 
 def main() -> None:

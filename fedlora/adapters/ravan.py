@@ -2,8 +2,12 @@
 
 B_i and A_i are frozen and drawn from the run's seed, so they cost no bytes. A client trains H_i and s_i and sends s_i H_i;
 their mean over clients is exact because all share B_i and A_i (eq. 8). s is 1 again at the start of every round (Algorithm 1,
-line 6). The paper leaves the scale of its normal bases open; here columns have unit length on average (variance 1/out for B,
-1/in for A), so that `random` and `gram-schmidt` want the same learning rates.
+line 6), and stays 1 with `scales = "fixed"` (Table 5).
+
+Bases (section 3.1, Table 4): `random` and `gram-schmidt` span rank x heads dimensions; in the paper's two controls, `constant`
+(every head has the same bases) and `shared-subspace` (B_i = M R_i, A_i = R_i N), all heads together span those of one. The paper
+leaves the scale of its normal draws open; here columns have unit length on average (variance 1/out for B, 1/in for A, 1/rank
+for R), so that all four want learning rates of the same size.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ class Ravan(Adapter):
     source = "arXiv 2506.05568"
     averages_exactly = True
     default_aggregator = "ravan"
-    inits = ("random", "gram-schmidt")
+    inits = ("random", "gram-schmidt", "constant", "shared-subspace")
 
     def check(self) -> None:
         super().check()
@@ -58,34 +62,49 @@ class Ravan(Adapter):
 
     @property
     def param_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"H": (self.heads, self.rank, self.rank), "s": (self.heads,)}
+        shapes: dict[str, tuple[int, ...]] = {"H": (self.heads, self.rank, self.rank), "s": (self.heads,)}
+        return shapes if self.config.scales == "trained" else {"H": shapes["H"]}
 
     def buffers(self) -> Tensors:
         if self._buffers is None:
-            out, width, columns = self.site.out_features, self.site.in_features, self.heads * self.rank
-            b = torch.randn(out, columns, generator=self.generator("B"))
-            a = torch.randn(columns, width, generator=self.generator("A"))
-            if self.init == "gram-schmidt":
-                # QR is Gram-Schmidt up to the columns' signs; float64 keeps every machine's answer the same to float32.
-                b = torch.linalg.qr(b.double()).Q.float()
-                a = torch.linalg.qr(a.T.double()).Q.T.float()
-            else:
-                b, a = b / out**0.5, a / width**0.5
+            b, a = self._bases()
             self._buffers = {"B": b.contiguous(), "A": a.contiguous()}
         return self._buffers
+
+    def _bases(self) -> tuple[Tensor, Tensor]:
+        """Return all heads' B side by side, `[out, heads x rank]`, and all their A one below the other, `[heads x rank, in]`."""
+        out, width, r = self.site.out_features, self.site.in_features, self.rank
+        drawn = r if self.init in ("constant", "shared-subspace") else self.heads * r
+        b = torch.randn(out, drawn, generator=self.generator("B"))
+        a = torch.randn(drawn, width, generator=self.generator("A"))
+        if self.init == "gram-schmidt":
+            # QR is Gram-Schmidt up to the columns' signs; float64 keeps every machine's answer the same to float32.
+            return torch.linalg.qr(b.double()).Q.float(), torch.linalg.qr(a.T.double()).Q.T.float()
+        b, a = b / out**0.5, a / width**0.5
+        if self.init == "constant":
+            return b.repeat(1, self.heads), a.repeat(self.heads, 1)
+        if self.init == "shared-subspace":
+            turns = torch.randn(self.heads, r, r, generator=self.generator("R")) / r**0.5  # invertible with probability 1
+            return torch.einsum("oq,hqr->ohr", b, turns).flatten(1), torch.einsum("hqr,rw->hqw", turns, a).flatten(0, 1)
+        return b, a
 
     def init_state(self, generation: int = 0) -> Tensors:
         return {"H": torch.zeros(self.state_shapes["H"])}
 
     def params(self, state: Tensors) -> Tensors:
-        return {"H": state["H"], "s": torch.ones(self.heads, dtype=state["H"].dtype)}
+        scales = torch.ones(self.heads, dtype=state["H"].dtype)
+        return {"H": state["H"], "s": scales} if "s" in self.param_shapes else {"H": state["H"]}
 
     def state(self, params: Tensors) -> Tensors:
-        return {"H": params["s"][..., None, None] * params["H"]}
+        return {"H": self._core(params)}
+
+    def _core(self, params: Tensors) -> Tensor:
+        """Return s H of every head, leading axes (clients) kept; H where s is fixed at 1."""
+        return params["s"][..., None, None] * params["H"] if "s" in params else params["H"]
 
     def add_to(self, y: Tensor, x: Tensor, params: Tensors, buffers: Tensors) -> Tensor:
         clients, n, _ = x.shape
-        core = params["H"] * params["s"][..., None, None]
+        core = self._core(params)
         z = torch.nn.functional.linear(x, buffers["A"]).view(clients, n, self.heads, self.rank).transpose(1, 2)
         z = torch.matmul(z, core.transpose(2, 3)).transpose(1, 2).reshape(clients, n, self.cap)
         return y + self.scale * torch.nn.functional.linear(z, buffers["B"])
@@ -122,7 +141,8 @@ class Ravan(Adapter):
         heads = torch.zeros(self.heads, dtype=torch.bool)
         # A head of which only a block trains keeps s at 1: s would move the rest of the head as well.
         heads[selection.heads[: selection.rho // self.rank]] = True
-        return {"H": self.state_masks(selection)["H"], "s": heads}
+        masks = {"H": self.state_masks(selection)["H"], "s": heads}
+        return {name: masks[name] for name in self.param_shapes}
 
     def head_scores(self, state: Tensors, grads: Tensors | None, rng: np.random.Generator) -> Tensor | None:
         ties = rng.random(self.heads)

@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from cases import Case, draw, draw_state
+from cases import SITES, Case, cast, draw, draw_state
 from fedlora.adapters import ADAPTERS, Adapter
 from fedlora.adapters.base import numel
-from fedlora.config import AdapterConfig
+from fedlora.config import AdapterConfig, load_config
 from fedlora.errors import ConfigError, PayloadError
+from fedlora.methods import rank_for_budget
 from fedlora.sites import Site
 from fedlora.streams import stream
+from rounds import relative
 
 HEADS = Case("ravan", "random", (("unit", "heads"),))
 BLOCK = Case("ravan", "random", (("unit", "block"),))
@@ -81,6 +83,101 @@ def test_random_bases_have_columns_of_unit_length_on_average() -> None:
     assert float(buffers["B"].square().sum(dim=0).mean()) == pytest.approx(1.0, rel=0.03)
     assert float(buffers["A"].square().sum(dim=1).mean()) == pytest.approx(1.0, rel=0.03)
     assert not torch.allclose(buffers["B"][:, :32], buffers["B"][:, 32:64])  # heads are drawn independently
+
+
+def heads_of(adapter: Adapter) -> tuple[Tensor, Tensor]:
+    """Return the bases head by head: B `[heads, out, r]` and A `[heads, r, in]`, in float64."""
+    buffers = cast(adapter.buffers())
+    heads, rank = adapter.config.heads, adapter.rank
+    return buffers["B"].unflatten(1, (heads, rank)).transpose(0, 1), buffers["A"].unflatten(0, (heads, rank))
+
+
+def test_constant_bases_are_the_same_in_every_head() -> None:
+    b, a = heads_of(HEADS.make("tall", init="constant"))
+    assert all(torch.equal(b[head], b[0]) and torch.equal(a[head], a[0]) for head in range(1, 4))
+
+
+def test_shared_bases_are_one_space_turned_differently_in_every_head() -> None:
+    """B_i = M R_i and A_i = R_i N: C_i = pinv(B_0) B_i is inv(R_0) R_i, and A_i pinv(A_0) is R_i inv(R_0) of the same R."""
+    b, a = heads_of(HEADS.make("tall", init="shared-subspace"))
+    for head in range(1, 4):
+        left, right = torch.linalg.pinv(b[0]) @ b[head], a[head] @ torch.linalg.pinv(a[0])
+        assert relative(b[0] @ left, b[head]) < 1e-5 and relative(right @ a[0], a[head]) < 1e-5
+        assert torch.allclose(left.trace(), right.trace(), rtol=1e-4)  # R_i inv(R_0) and inv(R_0) R_i are similar
+        assert torch.linalg.matrix_rank(left) == 3 and relative(b[head], b[0]) > 0.1
+
+
+@pytest.mark.parametrize("init", ["constant", "shared-subspace"])
+def test_bases_of_the_controls_have_columns_of_unit_length_on_average_too(init: str) -> None:
+    config = AdapterConfig(method="ravan", rank=32, heads=4, init=init)
+    buffers = ADAPTERS.get("ravan")(Site("wide", 400, 300), config, 0, 0).buffers()
+    assert float(buffers["B"].square().sum(dim=0).mean()) == pytest.approx(1.0, rel=0.05)
+    assert float(buffers["A"].square().sum(dim=1).mean()) == pytest.approx(1.0, rel=0.05)
+
+
+@pytest.mark.parametrize(("init", "rank"), [("random", 12), ("gram-schmidt", 12), ("constant", 3), ("shared-subspace", 3)])
+def test_the_controls_reach_the_rank_of_one_head_only(init: str, rank: int) -> None:
+    adapter = HEADS.make("tall", init=init)
+    singular = torch.linalg.svdvals(adapter.delta_weight(draw_state(adapter, 1)))
+    assert int((singular > 1e-5 * singular[0]).sum()) == rank  # bases are float32: B M is in their span up to rounding
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("init", ["random", "gram-schmidt", "constant", "shared-subspace"])
+def test_any_number_of_heads_buys_what_its_budget_pays_for(heads: int, init: str) -> None:
+    site = Site("wide", 96, 96)
+    rank = rank_for_budget("ravan", 576, 96, 96, heads)
+    assert rank == int((576 / heads) ** 0.5)
+    config = AdapterConfig(method="ravan", rank=rank, heads=heads, init=init)
+    adapter = ADAPTERS.get("ravan")(site, config, 0, 0)
+    assert adapter.trainable == heads * rank**2 + heads <= 576 + heads
+    assert adapter.cap == heads * rank and adapter.buffers()["B"].shape == (96, heads * rank)
+    state = draw_state(adapter, 1)
+    sent = adapter.slice(state, adapter.select(rank, torch.arange(heads).float()))
+    assert sent["heads"].tolist() == [heads - 1] and torch.equal(sent["H"][0], state["H"][-1])
+
+
+# -- scales ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", ["heads", "block", "svd"])
+def test_fixed_scales_are_not_there_to_train_or_to_send(unit: str) -> None:
+    fixed, trained = HEADS.make(unit=unit, scales="fixed"), HEADS.make(unit=unit)
+    assert list(fixed.param_shapes) == ["H"] and fixed.trainable == trained.trainable - 4
+    assert list(fixed.param_masks(fixed.select(3))) == ["H"]
+    state = draw_state(fixed, 1)
+    assert torch.equal(fixed.state(fixed.params(state))["H"], state["H"])
+    assert torch.equal(fixed.delta_weight(state), trained.delta_weight(state))  # s at 1 is no s
+    assert all(fixed.spec(rank) == trained.spec(rank) for rank in range(13))  # s H travels: s itself never does
+
+
+def test_a_fixed_scale_stays_one_through_training() -> None:
+    """One step of gradient descent on H alone: what comes out is H, with no factor of s in it."""
+    adapter = HEADS.make("square", scales="fixed")
+    params = {name: tensor.requires_grad_() for name, tensor in draw(adapter.param_shapes, 1, 1).items()}
+    x, y = draw({"x": (3, 12), "y": (3, 12)}, 2, 1).values()
+    before = params["H"].detach().clone()
+    adapter.add_to(y, x, params, cast(adapter.buffers())).square().sum().backward()
+    assert params["H"].grad is not None
+    stepped = adapter.state({"H": params["H"].detach() - 0.1 * params["H"].grad})["H"]
+    assert torch.equal(stepped, before - 0.1 * params["H"].grad)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        (
+            "init=orthogonal",
+            "adapter.init = 'orthogonal' is not known to ravan; it has random, gram-schmidt, constant",
+        ),
+        ("scales=free", "unknown value 'free' for adapter.scales. Known: fixed, trained."),
+        ("scale=fixed", "unknown key 'adapter.scale'. Did you mean 'adapter.scales'?"),
+    ],
+)
+def test_what_ravan_does_not_have_is_one_sentence(key: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ADAPTERS.get("ravan")(SITES["tall"], load_config(overrides=["adapter.rank=3", f"adapter.{key}"]).adapter, 0, 0)
+    assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
 
 
 def test_more_orthogonal_columns_than_dimensions_are_refused_with_the_limit() -> None:

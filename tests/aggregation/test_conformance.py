@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -168,15 +169,32 @@ def test_weighting_can_be_chosen(rule: str, case: Case, weighting: str) -> None:
     assert torch.allclose(head, wanted, rtol=1e-5, atol=1e-6)
 
 
+def misshapen(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Return tensors of other shapes, most of which would broadcast against this one without a word."""
+    thin = [tensor.narrow(axis, 0, 1) for axis in range(tensor.dim()) if tensor.shape[axis] > 1]
+    short = [tensor.narrow(axis, 0, tensor.shape[axis] - 1) for axis in range(tensor.dim())]
+    turned = [tensor.mT] if tensor.dim() > 1 and tensor.shape[-1] != tensor.shape[-2] else []
+    return [*thin, *short, *turned, tensor.reshape(-1)[0], tensor[:1].squeeze(0), tensor.unsqueeze(0), tensor[None, :0]]
+
+
 @every_pair
 def test_a_payload_of_another_shape_is_never_broadcast(rule: str, case: Case) -> None:
+    """Every tensor that is sent, by a client alone and beside one whose shapes are right: refused by name."""
     aggregator, state = setup(rule, case)
     caps = [adapter.cap for adapter in aggregator.adapters]
-    update = sent_by(aggregator, 1, caps)
-    name = next(name for name, item in aggregator.at(2)[0].spec(caps[0]).items() if not item.index)
-    thin = {**update.sites[0], name: update.sites[0][name][:1]}
-    with pytest.raises(PayloadError, match="shape"):
-        aggregator.aggregate([Update(1, 10, caps, [thin, update.sites[1]], update.head)], state, 2)
+    update, good = sent_by(aggregator, 1, caps), sent_by(aggregator, 2, caps)
+    tried = 0
+    for name, item in aggregator.at(2)[0].spec(caps[0]).items():
+        for wrong in misshapen(update.sites[0][name]):
+            if tuple(wrong.shape) == item.shape:
+                continue
+            bad = Update(1, 10, caps, [{**update.sites[0], name: wrong}, update.sites[1]], update.head)
+            words = re.escape(f"shape: '{name}' of site 'block.up' is {list(wrong.shape)}, expected {list(item.shape)}")
+            for replies in ([bad], [good, bad]):
+                with pytest.raises(PayloadError, match=words):
+                    aggregator.aggregate(replies, state, 2)
+            tried += 1
+    assert tried >= 4
     with pytest.raises(ValueError, match=r"tensor 'classifier.bias' has shape \(1,\), expected \(3,\)"):
         head = {**update.head, "classifier.bias": torch.zeros(1)}
         aggregator.aggregate([Update(1, 10, caps, update.sites, head)], state, 2)

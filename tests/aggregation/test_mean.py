@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cases import Case, draw, select
+from fedlora.adapters import ADAPTERS
 from fedlora.aggregation import AGGREGATORS, CoverageMean, GlobalState, Update
 from rounds import HEAD, adapters_of, client_states, make_update, relative, start_state
 
@@ -21,12 +22,15 @@ def aggregated(rule: str, case: Case, updates: list[Update], weighting: str = "a
 
 
 @pytest.mark.parametrize("weighting", ["uniform", "examples"])
-def test_ravans_mean_is_the_mean_of_the_clients_updates(weighting: str) -> None:
-    """Eq. 8 with all heads trained, in float64."""
-    adapters, examples = adapters_of(HEADS), [5, 20, 11]
+@pytest.mark.parametrize("scales", ["trained", "fixed"])
+@pytest.mark.parametrize("init", ADAPTERS.get("ravan").inits)
+def test_ravans_mean_is_the_mean_of_the_clients_updates(init: str, scales: str, weighting: str) -> None:
+    """Eq. 8 with all heads trained, in float64, whatever the bases and scales."""
+    case = Case("ravan", init, (("unit", "heads"), ("scales", scales)))
+    adapters, examples = adapters_of(case), [5, 20, 11]
     caps = [adapter.cap for adapter in adapters]
     updates = [make_update(adapters, client, caps, examples[client]) for client in range(3)]
-    merged, _ = aggregated("ravan", HEADS, updates, weighting)
+    merged, _ = aggregated("ravan", case, updates, weighting)
     shares = torch.tensor([1.0, 1.0, 1.0] if weighting == "uniform" else examples, dtype=torch.float64)
     shares = shares / shares.sum()
     for index, adapter in enumerate(adapters):

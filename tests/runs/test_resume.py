@@ -149,6 +149,20 @@ def test_an_older_checkpoint_serves_as_well(whole: Whole, tmp_path: Path) -> Non
 
 
 @only("ravan")
+def test_a_run_from_before_a_key_was_there_goes_on(whole: Whole, tmp_path: Path) -> None:
+    """Ravan's scales could not be chosen once: a folder that says nothing of them has them trained, as it was."""
+    shutil.copytree(whole.run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "round-00003")
+    stored = tmp_path / "run" / "config.toml"
+    assert 'scales = "trained"\n' in stored.read_text()
+    stored.write_text(stored.read_text().replace('scales = "trained"\n', ""))
+    assert _finish(whole, tmp_path).code == 0
+    assert rows(tmp_path / "run" / "metrics.jsonl") == rows(whole.run / "metrics.jsonl")
+    other = fedlora_command(["simulate", "adapter.scales=fixed", "--resume", "run"], tmp_path)
+    assert "(adapter.scales: 'trained' there, 'fixed' here)" in other.error and other.code == 5
+
+
+@only("ravan")
 @pytest.mark.parametrize("log", ["metrics", "clients"])
 def test_lost_rows_are_one_error(whole: Whole, tmp_path: Path, log: str) -> None:
     shutil.copytree(whole.run, tmp_path / "run")
