@@ -70,7 +70,7 @@ def build(paths: Sequence[Path]) -> Report:
         _runs(report, runs)
     for source in sources:
         if is_policies(source):
-            report.sections += comparison(source.name, source.found)
+            report.sections += comparison(source.name if len(sources) > 1 else "", source.found)
         elif source.found:
             report.sections.append(study(source.name, source.found))
         elif source.rows:

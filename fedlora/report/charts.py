@@ -123,6 +123,7 @@ class Heat:
         kinds: For whole numbers that are kinds and not amounts: the name and colour of each.
         low, high: Ends of the colour scale; None: those of the numbers.
         notes: What is said of a cell beside its number, `[rows, columns]`.
+        written: How the number stands in its cell (".2f"); empty: it does not.
     """
 
     z: Floats
@@ -134,6 +135,7 @@ class Heat:
     low: float | None = None
     high: float | None = None
     notes: NDArray[Any] | None = None
+    written: str = ""
 
 
 Mark = Line | Points | Bars | Band | Rules | Heat
@@ -205,9 +207,9 @@ def one(key: str, title: str, *panels: Panel, caption: str = "", wide: bool = Fa
 
 
 def style(index: int) -> tuple[int, int, int]:
-    """Return colour, dash and shape of the curve number `index`: colours first, then the others change too."""
+    """Return colour, dash and shape of the curve number `index`; dashes let a curve be seen that lies under another."""
     turn = index // (INK + 1)
-    return index % (INK + 1), turn % len(DASHES), (index + turn) % len(SHAPES)
+    return index % (INK + 1), (index + turn) % len(DASHES), (index + turn) % len(SHAPES)
 
 
 def has_numbers(values: Any) -> bool:

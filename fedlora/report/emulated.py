@@ -108,7 +108,8 @@ def _accuracy(rounds: list[dict[str, Any]]) -> Chart | None:
         if has_numbers(values := _numbers(rounds, key))
     )
     panel = Panel(ROUND, Axis("accuracy (share of examples)"), marks, 280)
-    return one("emulated-accuracy", "Test accuracy, emulated and simulated", panel) if marks else None
+    caption = "" if len(marks) == 2 else "No simulation of the same run lies beside it."
+    return one("emulated-accuracy", "Test accuracy, emulated and simulated", panel, caption=caption) if marks else None
 
 
 def errors(run: RunRecord) -> Table | None:

@@ -94,11 +94,12 @@ def draw(view: View) -> dict[str, Any]:
         top -= panel.height
         suffix = "" if place == 0 else str(place + 1)
         last = place == len(view) - 1
+        long = panel.x.kind == "names" and sum(map(len, panel.x.names)) > 60
         layout[f"xaxis{suffix}"] = {
-            **_axis(panel.x, _spread(panel, 0)), "anchor": f"y{suffix}",
+            **_axis(panel.x, _reach(panel, 0)), "anchor": f"y{suffix}", "tickangle": -40 if long else 0,
             **({"matches": "x"} if place else {}), **({} if last else {"showticklabels": False, "title": {"text": ""}}),
         }  # fmt: skip
-        layout[f"yaxis{suffix}"] = {**_axis(panel.y, _spread(panel, 1)), "anchor": f"x{suffix}", "domain": domain}
+        layout[f"yaxis{suffix}"] = {**_axis(panel.y, _reach(panel, 1)), "anchor": f"x{suffix}", "domain": domain}
         if heats[place]:
             layout[f"xaxis{suffix}"]["showgrid"] = layout[f"yaxis{suffix}"]["showgrid"] = False
         for mark in panel.marks:
@@ -112,10 +113,10 @@ def draw(view: View) -> dict[str, Any]:
     return {"data": traces, "layout": layout}
 
 
-def _spread(panel: Panel, which: int) -> float:
-    """Return how far the data of an axis reach, for whole-numbered ticks."""
+def _reach(panel: Panel, which: int) -> tuple[float, float]:
+    """Return how far the data of the x axis (0) or the y axis (1) reach; 0, 0 where that is not known."""
     ends = [end for mark in panel.marks for end in _ends(mark, which)]
-    return max(ends) - min(ends) if ends else 0.0
+    return (min(ends), max(ends)) if ends else (0.0, 0.0)
 
 
 def _ends(mark: Mark, which: int) -> Iterator[float]:
@@ -124,10 +125,12 @@ def _ends(mark: Mark, which: int) -> Iterator[float]:
         yield from (float(np.nanmin(values)), float(np.nanmax(values)))
 
 
-def _axis(axis: Axis, spread: float) -> dict[str, Any]:
+def _axis(axis: Axis, reach: tuple[float, float]) -> dict[str, Any]:
+    """Return an axis whose data reach from the first number to the second as plotly's."""
     found: dict[str, Any] = {"title": {"text": escape(axis.label), "standoff": 6}, "automargin": True, "zeroline": False}
     if axis.kind == "log":
-        found |= {"type": "log", "exponentformat": "power", "dtick": 1} if _decades(axis) > 1 else {"type": "log", "nticks": 6}
+        ticks = _log_ticks(*(axis.range or reach))
+        found |= {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
     if axis.kind == "names":
         count = len(axis.names)
         found |= {"tickvals": list(range(count)), "ticktext": [escape(name) for name in axis.names], "showgrid": False}
@@ -138,14 +141,19 @@ def _axis(axis: Axis, spread: float) -> dict[str, Any]:
     elif axis.reverse:
         found["autorange"] = "reversed"
     if axis.whole:
-        found |= {"dtick": 1, "tick0": 0} if spread <= 10 else {"tickformat": "d"}
+        found |= {"dtick": 1, "tick0": 0} if reach[1] - reach[0] <= 10 else {"tickformat": "d"}
     if axis.zero:
         found["rangemode"] = "tozero"
     return found
 
 
-def _decades(axis: Axis) -> float:
-    return math.log10(axis.range[1] / axis.range[0]) if axis.range else 0.0
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Return 1, 2, 5, 10, ... around positive data, or powers of ten alone where they span many."""
+    if not 0 < low <= high:
+        return []
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    steps = (1, 2, 5) if last - first <= 3 else (1,)
+    return [step * 10.0**power for power in range(first, last + 1) for step in steps]
 
 
 def _rule(at: float, suffix: str) -> dict[str, Any]:
@@ -218,6 +226,8 @@ def _heat(mark: Heat, top: float, panel: Panel) -> dict[str, Any]:
         "type": "heatmap", "x": mark.x, "y": mark.y, "z": mark.z, "text": said, "hovertemplate": "%{text}<extra></extra>",
         "xgap": 1 if cells <= 4000 else 0, "ygap": 1 if cells <= 4000 else 0,
     }  # fmt: skip
+    if mark.written:
+        trace["texttemplate"] = f"%{{z:{mark.written}}}"
     if mark.kinds:
         count = len(mark.kinds)
         steps = [

@@ -125,9 +125,10 @@ def _mark(axes: Axes, mark: Mark, stacked: dict[float, float]) -> None:
             None if found is None else [values - found[0], found[1] - values]
             for values, found in ((mark.x, mark.x_range), (mark.y, mark.y_range))
         ]
+        label = mark.label if mark.legend else "_hidden"
         axes.errorbar(
-            mark.x, mark.y, xerr=ends[0], yerr=ends[1], fmt=_MARKERS[SHAPES[mark.shape % len(SHAPES)]], color=_colour(mark.colour),
-            markersize=5, elinewidth=1, capsize=2, alpha=0.85, label=mark.label if mark.legend else "_hidden", linestyle="none",
+            mark.x, mark.y, xerr=ends[0], yerr=ends[1], fmt=_MARKERS[SHAPES[mark.shape % len(SHAPES)]], markersize=5,
+            color=_colour(mark.colour), elinewidth=1, capsize=2, alpha=0.85, label=label, linestyle="none",
         )  # fmt: skip
     else:
         _bars(axes, mark, stacked)
@@ -157,7 +158,19 @@ def _heat(axes: Axes, mark: Heat) -> None:
             axes.scatter([], [], marker="s", color=_colour(colour), label=name)
         return
     known = mark.z[np.isfinite(mark.z)]
-    low = mark.low if mark.low is not None else known.min() if known.size else 0.0
-    high = mark.high if mark.high is not None else known.max() if known.size else 1.0
+    low = mark.low if mark.low is not None else float(known.min()) if known.size else 0.0
+    high = mark.high if mark.high is not None else float(known.max()) if known.size else 1.0
     image = axes.pcolormesh(*edges, shown, cmap=mark.scale, vmin=low, vmax=high if high > low else low + 1.0, **line)
+    for row, column in np.argwhere(np.isfinite(mark.z)).tolist() if mark.written else []:
+        value = float(mark.z[row, column])
+        ink = "black" if value > low + 0.6 * (high - low) else "white"
+        axes.text(
+            float(mark.x[column]),
+            float(mark.y[row]),
+            f"{value:{mark.written}}",
+            ha="center",
+            va="center",
+            color=ink,
+            fontsize="small",
+        )
     axes.figure.colorbar(image, ax=axes, label=mark.label, aspect=30, pad=0.02)

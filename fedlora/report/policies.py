@@ -31,21 +31,22 @@ def comparison(name: str, found: dict[str, Any]) -> list[Section]:
     """Return a section per world, and one of all worlds together where there are several.
 
     Args:
-        name: What the comparison is called in the report.
+        name: What the comparison is called in the report; empty where it is the only thing in it.
         found: compare.json, or a study that holds `worlds` in the same form and conditions of them under `unlike`.
     """
     config: dict[str, Any] = found["config"] if isinstance(found.get("config"), dict) else {}
     worlds: dict[str, Rows] = dict(found["worlds"])
-    sections = [_world(f"{name}: {world}", world, rows, config) for world, rows in worlds.items()]
+    prefix = f"{name}: " if name else ""
+    sections = [_world(prefix + world, world, rows, config) for world, rows in worlds.items()]
     for world, conditions in (found.get("unlike") or {}).items():
         worlds |= {f"{world}, {condition}": rows for condition, rows in conditions.items() if _are_rows(rows)}
     if len(worlds) > 1:
-        sections.insert(0, Section("worlds", f"{name}: all worlds", [_overview(worlds, config)]))
+        sections.insert(0, Section("worlds", f"{prefix}all worlds", [_overview(worlds, config)]))
     return sections
 
 
 def _world(title: str, world: str, rows: Rows, config: Mapping[str, Any]) -> Section:
-    charts = [_scores(rows, config), _pareto(rows, config), _differences(rows, config)]
+    charts = [_scores(rows, config), _differences(rows, config), _pareto(rows, config)]
     return Section(f"world-{world}", title, [chart for chart in charts if chart], [_table(rows, config)])
 
 
@@ -120,7 +121,7 @@ def _pareto(rows: Rows, config: Mapping[str, Any]) -> Chart | None:
         marks.insert(0, Line(front[:, 0], front[:, 1], "best for its bytes", GREY, 0, None))
     panel = Panel(Axis("sent per episode (MB)"), Axis(str(config.get("metric", "score"))), tuple(marks), 420)
     caption = "Means and 95 % intervals; the line joins policies that no other one beats in both (without the oracle)."
-    return one("pareto", "Score against bytes", panel, caption=caption)
+    return one("pareto", "Score against bytes", panel, caption=caption, wide=True)
 
 
 def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -152,7 +153,16 @@ def _overview(worlds: Mapping[str, Rows], config: Mapping[str, Any]) -> Chart:
     for place, rows in enumerate(worlds.values()):
         for row in rows:
             z[names.index(row["policy"]), place] = _interval(row, "normalised")[0]
-    heat = Heat(z, np.arange(float(len(worlds))), np.arange(float(len(names))), "normalised score", "viridis", low=-0.5, high=1.0)
+    heat = Heat(
+        z,
+        np.arange(float(len(worlds))),
+        np.arange(float(len(names))),
+        "normalised score",
+        "viridis",
+        low=-0.5,
+        high=1.0,
+        written=".2f",
+    )
     x, y = Axis("", "names", tuple(worlds)), Axis("", "names", tuple(names), reverse=True)
     low, high = config.get("low", "random-feasible"), config.get("high", "oracle")
     caption = f"0: {low}; 1: {high}. What is below -0.5 has the colour of -0.5. Blank: not run there, or not normalised."
