@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from fedlora.cli import assets, deploy, doctor, export, methods, node, serve, simulate, world
+from fedlora.cli import assets, deploy, doctor, export, methods, node, report, serve, simulate, world
 from fedlora.cli.plugins import PluginGroup
 from fedlora.errors import FedLoRAError
 from fedlora.quiet_env import calm
@@ -26,6 +26,7 @@ app.command("world")(world.command)
 app.command("methods")(methods.command)
 app.command("doctor")(doctor.command)
 app.command("export")(export.command)
+app.command("report")(report.command)
 app.command("node")(node.command)
 app.command("serve")(serve.command)
 app.add_typer(assets.app, name="assets")

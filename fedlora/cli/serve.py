@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 
 from fedlora.cli.common import Format
-from fedlora.cli.simulate import result_table, summary, what_and_where
+from fedlora.cli.simulate import result_table, what_and_where
+from fedlora.runs.summary import summary
 
 
 def command(

@@ -13,6 +13,7 @@ from rich.table import Table
 from fedlora.cli.common import Format, read_arguments
 from fedlora.config import RunConfig
 from fedlora.errors import ConfigError
+from fedlora.runs.summary import summary
 
 
 def command(
@@ -47,37 +48,6 @@ def command(
     else:
         console.print(result_table(summary(result.rounds)))
         console.print(f"run folder: {result.folder}", highlight=False)
-
-
-def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return a run's outcome in a few numbers."""
-    from fedlora.runs.progress import counted
-
-    first, last = rounds[0], rounds[-1]
-    return {
-        "rounds": last["round"],
-        "accuracy_before": first["test_accuracy"],
-        "accuracy_after": last["test_accuracy"],
-        "loss_before": first["test_loss"],
-        "loss_after": last["test_loss"],
-        "clients_accuracy": last["clients_accuracy"],
-        "uplink_bytes": sum(row["uplink_bytes"] for row in rounds),
-        "downlink_bytes": sum(row["downlink_bytes"] for row in rounds),
-        "replies": sum(counted(row) for row in rounds),
-        "replies_failed": sum(row["clients_failed"] for row in rounds),
-        "wall_time_s": round(sum(row["wall_time_s"] for row in rounds), 3),
-        **(_in_the_world(rounds) if "virtual_time_s" in last else {}),
-    }
-
-
-def _in_the_world(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what the run cost in its radio world."""
-    return {
-        "virtual_time_s": rounds[-1]["virtual_time_s"],
-        "energy_j": sum(row["energy_j"] for row in rounds),
-        "replies_dropped": sum(row["clients_dropped"] for row in rounds),
-        "replies_late": sum(row["clients_late"] for row in rounds),
-    }
 
 
 def what_and_where(arguments: list[str], out: Path | None, resume: Path | None) -> tuple[RunConfig, Path]:

@@ -21,6 +21,18 @@ _TWELVE = ["#9F0162", "#009F81", "#FF5AAF", "#00FCCF", "#8400CD", "#008DF9", "#0
 _TWELVE += ["#FF6E3A", "#FFC33B"]
 
 
+def count_labels(labels: NDArray[np.int64], parts: Sequence[NDArray[np.int64]], label_names: Sequence[str]) -> NDArray[np.int64]:
+    """Return how many examples of each label every client has, `[clients, labels]`; one column where there are no labels.
+
+    Args:
+        labels: int64 [N], positions in `label_names`.
+        parts: The clients' positions in `labels`.
+        label_names: By label.
+    """
+    width = max(1, len(label_names))
+    return np.stack([np.bincount(labels[part], minlength=width) for part in parts])
+
+
 def plot_label_mix(
     labels: NDArray[np.int64], parts: Sequence[NDArray[np.int64]], label_names: Sequence[str], path: str | Path
 ) -> None:
@@ -40,7 +52,7 @@ def plot_label_mix(
     from matplotlib.figure import Figure
 
     label_names = list(label_names) or ["text"]
-    counts = np.stack([np.bincount(labels[part], minlength=len(label_names)) for part in parts])
+    counts = count_labels(labels, parts, label_names)
     bars = len(label_names) <= len(_TWELVE)
     height = min(16.0, 1.8 + max(0.24 * len(parts), 0.16 * len(label_names) if bars else 2.0))
     figure = Figure(figsize=(9.0 if bars else max(9.0, 3.5 + 0.2 * len(label_names)), height), layout="constrained")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -132,26 +130,3 @@ class LiveWatcher(Watcher):
         }.items():
             table.add_row(Text(key, style="bold"), Text(value, overflow="ellipsis", no_wrap=True))
         return table
-
-
-class Tail:
-    """The rows that a log of JSON lines has gained since the last look.
-
-    Args:
-        path: The log; it may not be there yet.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._at = path, 0
-
-    def read(self) -> list[dict[str, Any]]:
-        """Return the new rows; a line that is still being written waits for the next look."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self._at)
-                new = file.read()
-        except OSError:
-            return []
-        whole = new[: new.rfind(b"\n") + 1]
-        self._at += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]

@@ -21,7 +21,7 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
     """Return versions, commit, hardware and command line as plain data."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [*_program(), *sys.argv[1:]],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
@@ -33,6 +33,12 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "device": str(device) if device is not None else None,
     }
+
+
+def _program() -> list[str]:
+    """Return what was typed before the arguments."""
+    name = Path(sys.argv[0]).name
+    return ["python", "-m", "fedlora"] if name == "__main__.py" else [name]
 
 
 def commit() -> str | None:

@@ -4,6 +4,7 @@
     environment.json     versions, commit, hardware, command
     metrics.jsonl        one row per round
     clients.jsonl        one row per client and round
+    federation.json      labels per client, names and rank caps of the adapted sites
     label_mix.png        labels per client
     tensorboard/         the same numbers as events, in one file
     checkpoints/         see `checkpoint`
@@ -30,6 +31,7 @@ from fedlora.files import disk_errors, is_temporary, sweep, write_atomic
 if TYPE_CHECKING:  # who only watches a run does without torch
     from fedlora.runs.checkpoint import Checkpoint
 
+FEDERATION = "federation.json"
 LOGS = {"metrics": "metrics.jsonl", "clients": "clients.jsonl", "events": "tensorboard/events.out.tfevents.0.fedlora"}
 
 

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bar
 
 from fedlora.config import RunConfig
+from fedlora.runs.summary import counted
 
 
 class Progress(Protocol):
@@ -145,12 +146,6 @@ def round_line(row: dict[str, Any], rounds: int) -> str:
     elif row["round"]:
         parts.append("void: nobody was asked")
     return "  ".join([*parts, f"{row['wall_time_s']:.1f} s"])
-
-
-def counted(row: dict[str, Any]) -> int:
-    """Return how many replies of a round count, from its row of metrics.jsonl."""
-    lost = ("clients_failed", "clients_dropped", "clients_late")
-    return int(row["clients_selected"] - sum(row.get(name, 0) for name in lost))
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedlora.config import RunConfig
-from fedlora.data.plot import plot_label_mix
+from fedlora.data.plot import count_labels, plot_label_mix
 from fedlora.errors import FedLoRAError
 from fedlora.federation.batched_grid import BatchedGrid
 from fedlora.federation.client import BASES, KEPT
@@ -24,11 +25,11 @@ from fedlora.federation.roll import Latecomers, Roster, call_roll
 from fedlora.federation.strategy import RoundStrategy, ServerState, policy_of
 from fedlora.federation.workbench import Workbench, build
 from fedlora.federation.world import World, make_world
-from fedlora.files import write_json
+from fedlora.files import write_atomic, write_json
 from fedlora.runs.checkpoint import Checkpoint, prune, save_checkpoint
 from fedlora.runs.environment import environment
 from fedlora.runs.export import export_state
-from fedlora.runs.folder import RunFolder, holds_run, refuse_taken
+from fedlora.runs.folder import FEDERATION, RunFolder, holds_run, refuse_taken
 from fedlora.runs.progress import Progress, Quiet
 from fedlora.runs.tensorboard import Events
 from fedlora.training.evaluation import evaluate
@@ -133,9 +134,7 @@ class Session:
         """Run the rounds that are left: over `grid`, or on the engine that the configuration names."""
         if self.fresh:
             write_json(self.folder.path / "environment.json", environment(self.bench.backbone.placement.device))
-            train = self.bench.dataset.train
-            parts = [np.concatenate(pair) for pair in zip(self.bench.parts, self.bench.held, strict=True)]
-            plot_label_mix(train.labels, parts, self.bench.dataset.label_names, self.folder.path / "label_mix.png")
+            self._describe()
         self.progress.start(self.config, self.folder.rows())
         self.bench.backbone.on_step = self.progress.step
         if self.state.round >= self.config.rounds:
@@ -150,6 +149,19 @@ class Session:
             self.serve(grid)
 
         run_engine(self.bench, app)
+
+    def _describe(self) -> None:
+        """Write down who has what, and what is trained."""
+        labels, names = self.bench.dataset.train.labels, self.bench.dataset.label_names
+        parts = [np.concatenate(pair) for pair in zip(self.bench.parts, self.bench.held, strict=True)]
+        about = {
+            "labels": list(names),
+            "counts": count_labels(labels, parts, names).tolist(),
+            "sites": [adapter.site.name for adapter in self.bench.adapters],
+            "caps": [adapter.cap for adapter in self.bench.adapters],
+        }
+        write_atomic(self.folder.path / FEDERATION, json.dumps(about) + "\n")
+        plot_label_mix(labels, parts, names, self.folder.path / "label_mix.png")
 
     def serve(self, grid: Grid) -> None:
         """Be the server: restore what clients keep, call the roll, drive Flower's loop."""

@@ -12,36 +12,13 @@ import numpy as np
 
 from fedlora.config import RunConfig
 from fedlora.runs.folder import LOGS
+from fedlora.runs.logs import Tail
 from fedlora_envs.emulation.relay import DOWN, UP
 from fedlora_envs.emulation.relay_process import Relay
 from fedlora_envs.emulation.schedule import Charges, Schedule
 
 _GUESSED_BYTES = 300_000
 _GUESSED_COMPUTE_S = 1.0
-
-
-@dataclass
-class Tail:
-    """The rows that have been added to a log of JSON lines since one looked last.
-
-    Attributes:
-        path: The log; it may not be there yet.
-    """
-
-    path: Path
-    _read: int = 0
-
-    def new(self) -> list[dict[str, Any]]:
-        """Return the whole rows that are new."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self._read)
-                data = file.read()
-        except FileNotFoundError:
-            return []
-        whole = data[: data.rfind(b"\n") + 1]
-        self._read += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
 
 
 @dataclass
@@ -88,9 +65,9 @@ class Follower:
 
     def look(self) -> list[dict[str, Any]]:
         """Look how far the run is; return the rows of the rounds that are done since the last look."""
-        done = self._rounds.new()
+        done = self._rounds.read()
         if done:
-            self.expected.learn(self._clients.new())
+            self.expected.learn(self._clients.read())
             number = int(done[-1]["round"]) + 1
             if number <= self.config.rounds:
                 self._play(number)

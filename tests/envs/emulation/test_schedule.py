@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ import pytest
 from fedlora.config import RunConfig, load_config
 from fedlora.errors import ConfigError
 from fedlora.federation.strategy import RoundStrategy
-from fedlora_envs.emulation.follow import Expected, Tail
+from fedlora_envs.emulation.follow import Expected
 from fedlora_envs.emulation.pipe import Channel, Impairment, Pipe
 from fedlora_envs.emulation.schedule import CEILING_BPS, IDLE_BPS, Charges, Schedule, transfer_s, world_of
 from fedlora_envs.outcome import Fate
@@ -138,19 +137,6 @@ def test_what_cannot_be_emulated_is_refused() -> None:
         Schedule(config("umi-indoor", "world.options.uplink.sharing=aircomp", "aggregator.method=aircomp"))
     with pytest.raises(ConfigError, match="time scale"):
         Schedule(config(), scale=0.0)
-
-
-def test_a_tail_returns_whole_rows_once(tmp_path: Path) -> None:
-    tail = Tail(tmp_path / "log.jsonl")
-    assert tail.new() == []
-    with tail.path.open("w") as file:
-        file.write('{"round": 0}\n{"rou')
-        file.flush()
-        assert tail.new() == [{"round": 0}]
-        file.write('nd": 1}\n')
-        file.flush()
-        assert tail.new() == [{"round": 1}]
-        assert tail.new() == []
 
 
 def test_sizes_are_expected_as_simulated_then_as_they_were_last() -> None:
