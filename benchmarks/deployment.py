@@ -28,13 +28,13 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
-from counting_relay import Relay, counting_relay
 from measure import machine, save, span, table
 
 from edge_links import EdgeLink, edge_link, free_port, join, nodes
 from edge_nodes import wait_for
 from fedlora.deploy.client_app import TRAINER_SOCKET
 from fedlora.quiet_env import calm
+from relays import Relay, relay
 from tiny import tiny_text_model
 from tiny_run import Ground, write_rows
 
@@ -75,13 +75,13 @@ CASES = [
 
 
 @contextlib.contextmanager
-def stock_nodes(link: EdgeLink, relay: Relay, keys: list[Path], folder: Path) -> Iterator[None]:
+def stock_nodes(link: EdgeLink, through: Relay, keys: list[Path], folder: Path) -> Iterator[None]:
     """SuperNodes as Flower starts them, until the end of the block."""
     started = []
     environment = {key: value for key, value in link.environment.items() if key not in (_TASK_POLL, TRAINER_SOCKET)}
     try:
         for number, key in enumerate(keys):
-            command = ["flower-supernode", "--superlink", f"127.0.0.1:{relay.port}", "--root-certificates", str(link.ca)]
+            command = ["flower-supernode", "--superlink", f"127.0.0.1:{through.port}", "--root-certificates", str(link.ca)]
             command += ["--auth-supernode-private-key", str(key), "--node-config", f"partition-id={number}"]
             command += ["--port", str(free_port())]
             with (folder / f"stock-{number}.log").open("wb") as log:
@@ -96,12 +96,12 @@ def stock_nodes(link: EdgeLink, relay: Relay, keys: list[Path], folder: Path) ->
 
 
 @contextlib.contextmanager
-def our_nodes(link: EdgeLink, relay: Relay, keys: list[Path], folder: Path, poll_s: float | None) -> Iterator[None]:
+def our_nodes(link: EdgeLink, through: Relay, keys: list[Path], folder: Path, poll_s: float | None) -> Iterator[None]:
     """`fedlora node` for each key, until the end of the block."""
     more = [] if poll_s is None else ["--poll-s", str(poll_s)]
     wanted = [join(link, key, number, *more) for number, key in enumerate(keys)]
-    through = [[f"127.0.0.1:{relay.port}" if part == link.address else part for part in command] for command in wanted]
-    with nodes(folder, *through) as started:
+    there = [[f"127.0.0.1:{through.port}" if part == link.address else part for part in command] for command in wanted]
+    with nodes(folder, *there) as started:
         for node in started:
             node.wait_online(120)
         yield
@@ -157,18 +157,18 @@ def measure(case: Case, count: int, rounds: int, ground: Ground) -> dict[str, An
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         link = stack.enter_context(edge_link(folder / "link"))
-        relay = stack.enter_context(counting_relay(link.port))
+        counting = stack.enter_context(relay(link.port))
         keys = [link.new_key(f"node-{number}") for number in range(count)]
-        there = our_nodes(link, relay, keys, folder, case.poll_s) if case.ours else stock_nodes(link, relay, keys, folder)
+        there = our_nodes(link, counting, keys, folder, case.poll_s) if case.ours else stock_nodes(link, counting, keys, folder)
         stack.enter_context(there)
         wait_for(lambda: len(link.online()) == count, 120)
-        up, down = relay.up, relay.down
+        before = counting.carried
         payload = 2 * count * rounds * 4 * _NUMBERS
         if case.app == "echo":
             seconds = echo(link, case, count, rounds, folder)
         else:
             seconds, payload = fedlora_run(link, count, rounds, folder, ground)
-        wire = relay.up - up + relay.down - down
+        wire = counting.carried - before
     warm = seconds[1:]
     return {
         "case": asdict(case), "nodes": count, "seconds": warm, "first": seconds[0],

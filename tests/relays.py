@@ -1,4 +1,4 @@
-"""A TCP relay on loopback whose link can go down: what was sent waits, and nobody is told."""
+"""A TCP relay on loopback that counts what it carries, and whose link can go down: what was sent waits, and nobody is told."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ class Relay:
 
     Args:
         port: Where to.
+
+    Attributes:
+        carried: Bytes so far, to that port and back.
     """
 
     def __init__(self, port: int) -> None:
@@ -22,6 +25,8 @@ class Relay:
         self.port = int(self.listener.getsockname()[1])
         self.pairs: list[tuple[socket.socket, socket.socket]] = []
         self.broken = False
+        self.carried = 0
+        self._count = threading.Lock()
         self._up = threading.Event()
         self._up.set()
         self._ended = False
@@ -77,6 +82,8 @@ class Relay:
                     if not data:
                         return
                     other[end].sendall(data)
+                    with self._count:
+                        self.carried += len(data)
 
 
 @contextlib.contextmanager
