@@ -137,9 +137,9 @@ def server_app_killed(run: FaultyRun) -> Told:
 
 
 def server_disk_full(run: FaultyRun) -> Told:
-    """The server app may write nothing any more; `serve --resume` is called when there is room."""
+    """The server app has no room for its next checkpoint; `serve --resume` is called when there is room."""
     began = time.monotonic()
-    psutil.Process(run.lab.status.pid).rlimit(psutil.RLIMIT_FSIZE, (0, 0))
+    run.fill_server_disk()
     assert run.server.wait(120) == 5
     noticed, line = time.monotonic() - began, run.server.error
     return Told("", line, noticed, _resumed(run, time.monotonic()))

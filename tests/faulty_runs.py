@@ -65,6 +65,7 @@ class FaultyRun:
         port = int(lab.node_commands()[0][2].rpartition(":")[2])
         self.relays = [Relay(port) for _ in range(lab.nodes)]
         self.nodes: dict[int, Command] = {}
+        self.wrappers: dict[int, Sequence[str]] = {}
         self.said: dict[int, Lines] = {}
 
     def serve(self, *arguments: str) -> None:
@@ -73,9 +74,10 @@ class FaultyRun:
         self.told = Lines(self.server.files[0])
 
     def start_node(self, number: int, *more: str, wrapper: Sequence[str] = ()) -> None:
-        """Start a node."""
+        """Start a node; what it is given to stays the same for its later lives."""
+        self.wrappers[number] = wrapper or self.wrappers.get(number, ())
         here = ["--superlink", f"localhost:{self.relays[number].port}", "--poll-s", "0.2", *more]
-        self.nodes[number] = self.lab.start_node(number, None, *here, wrapper=wrapper)
+        self.nodes[number] = self.lab.start_node(number, None, *here, wrapper=self.wrappers[number])
         self.lab.running.append(self.nodes[number])
         self.said[number] = Lines(self.nodes[number].files[0])
 
@@ -144,6 +146,13 @@ class FaultyRun:
         finally:
             with contextlib.suppress(psutil.Error):
                 trainer.resume()
+
+    def fill_server_disk(self) -> None:
+        """Leave the server app too little room for its next checkpoint."""
+        newest = max((self.out / "checkpoints").glob("round-*/state.safetensors"))
+        limit = newest.stat().st_size - 1
+        assert limit > 20_000, "the status file must still fit"
+        psutil.Process(self.lab.status.pid).rlimit(psutil.RLIMIT_FSIZE, (limit, limit))
 
     def end(self) -> None:
         """Stop the relays; the deployment ends the processes."""

@@ -105,8 +105,9 @@ def greet(superlink: str, ca: Path | None, plain: bool = False, timeout: float =
         connection.connect()
         sock = connection.sock
         certificate = sock.getpeercert() if isinstance(sock, ssl.SSLSocket) else None
+        asked = time.time()
         connection.request("GET", "/")
-        return Greeting(clock_skew(connection.getresponse().headers["date"]), certificate or None)  # type: ignore[arg-type]
+        return Greeting(clock_skew(connection.getresponse().headers["date"], asked), certificate or None)  # type: ignore[arg-type]
     except ssl.SSLCertVerificationError as error:
         # A device without a clock of its own starts in the past, and sets it later.
         kind = ClockError if error.verify_code == _NOT_YET else RefusedError

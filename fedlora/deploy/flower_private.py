@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -24,6 +25,7 @@ REGISTRATION_DISABLED = 2001
 
 _LOOP = "flwr.supernode.start_client_internal"
 _EXECUTOR = "flwr.supercore.superexec.executor.subprocess_executor"
+_CONNECTION = "flwr.supernode.fleet_http_connection"
 _OBJECTS = "flwr.supercore.inflatable.inflatable_utils"
 _SUPEREXEC = "flwr.supercore.superexec.run_superexec"
 # Seconds after which an array that is announced and not there yet is asked for again; doubled each time.
@@ -107,6 +109,36 @@ def sleep_in_superexec_by(sleep: Callable[[float], None]) -> bool:
         return False
     loop.time = SimpleNamespace(sleep=sleep)  # type: ignore[attr-defined]
     return True
+
+
+def keep_trying() -> list[str]:
+    """Let the SuperNode in this process try again where Flower gives up; return what could not be changed.
+
+    Flower gives up where a connection breaks in the middle of TLS's greeting, as it does when a server is killed, and where a
+    server has trouble of its own (500). A certificate that is not to be trusted stays a reason.
+    """
+    try:
+        connection = importlib.import_module(_CONNECTION)
+        make = connection.make_simple_http_retry_invoker
+        make().should_giveup  # noqa: B018 -- is it there?
+    except (ImportError, AttributeError, TypeError):
+        return [_CONNECTION]
+
+    def patient() -> Any:
+        invoker = make()
+        gives_up = invoker.should_giveup
+        invoker.should_giveup = lambda error: not _passing(error) and gives_up(error)
+        return invoker
+
+    connection.make_simple_http_retry_invoker = patient  # type: ignore[attr-defined]
+    return []
+
+
+def _passing(error: Exception) -> bool:
+    """Return whether an error of a connection may pass by itself."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code == httpx.codes.INTERNAL_SERVER_ERROR
+    return isinstance(error, httpx.TransportError) and "certificate verify failed" not in str(error).lower()
 
 
 def launch_clients_by(program: str, launch: Callable[[Sequence[str]], Any]) -> bool:

@@ -68,7 +68,7 @@ class LinkMeter:
         send = httpx.Client.send
 
         def metered(client: httpx.Client, request: httpx.Request, **named: Any) -> httpx.Response:
-            began = time.monotonic()
+            began, clock = time.monotonic(), time.time()
             if request.url.path.endswith(_DOWN):
                 self.on_message()
             try:
@@ -78,7 +78,7 @@ class LinkMeter:
                 raise
             sent = int(request.headers.get("content-length", 0))
             self.exchanged(request.url.path, sent, response.num_bytes_downloaded, began, time.monotonic())
-            self.heard(request.url.path, response)
+            self.heard(request.url.path, response, clock)
             return response
 
         httpx.Client.send = metered  # type: ignore[method-assign,assignment]
@@ -109,8 +109,8 @@ class LinkMeter:
             self._transfers[way].largest, self._transfers[way].largest_s = size, ended - began
         self._write()
 
-    def heard(self, path: str, response: httpx.Response) -> None:
-        """Note what the server says of this node: that it is in, or why it is refused."""
+    def heard(self, path: str, response: httpx.Response, asked: float) -> None:
+        """Note what the server says of this node: that it is in, or why it is refused; it was asked at `asked` by this clock."""
         notes: dict[str, Any] = {}
         if path.endswith("/activate-node") and response.is_success:
             notes = {"activated": True, "refused": None}
@@ -124,7 +124,7 @@ class LinkMeter:
                     "path": path,
                     "status": response.status_code,
                     "code": code,
-                    "skew_s": clock_skew(response.headers.get("date")),
+                    "skew_s": clock_skew(response.headers.get("date"), asked),
                 }
             }
         if notes:
@@ -165,12 +165,20 @@ def goodput(size: int, seconds: float, empty_s: float) -> float | None:
     return 8 * size / max(seconds - empty_s, _LEAST_SHARE * seconds)
 
 
-def clock_skew(date: str | None) -> float | None:
-    """Return how far this device's clock is ahead of the server's, seconds (to about one); None where it tells no time."""
+def clock_skew(date: str | None, asked: float) -> float | None:
+    """Return how far this device's clock is ahead of the server's at the least, seconds; None where it tells no time.
+
+    The server wrote its date at some moment between the question and now, which may be long on a busy machine.
+
+    Args:
+        date: The header of its answer.
+        asked: This device's clock when it asked.
+    """
     try:
-        return time.time() - parsedate_to_datetime(date or "").timestamp()
+        server = parsedate_to_datetime(date or "").timestamp()
     except (ValueError, TypeError):
         return None
+    return max(asked - server - 1.0, 0.0) + min(time.time() - server, 0.0)  # a date is of whole seconds
 
 
 def read_notes(path: Path) -> dict[str, Any]:

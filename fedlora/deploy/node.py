@@ -215,10 +215,17 @@ class _Node:
             if self.trainer is None:  # not before: a node that is refused needs none
                 self._start_trainer()
         self._tell_link(notes.get("error"))
+        if code is None and self._deaf(notes.get("refused") or {}):
+            stop(self.supernode)
+            code = self.supernode.poll()
         if code is not None:
             self._after_supernode(code, notes)
         elif not self._told and not self._was_in and time.monotonic() - self._since > _JOIN_S:
             raise UnreachableError(f"{self.options.superlink} answers, but did not let this node in within {_JOIN_S:.0f} s")
+
+    def _deaf(self, refused: dict[str, Any]) -> bool:
+        """Return whether the SuperNode has stopped giving signs of life: Flower does where one was answered by an error."""
+        return refused.get("status", 0) >= _TROUBLE and str(refused.get("path")).endswith("/send-node-heartbeat")
 
     def _tell_link(self, error: dict[str, Any] | None) -> None:
         """Tell where the server does not answer for a while, and when it does again; Flower's SuperNode tries on by itself."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fedlora.deploy.child_processes import end_with_parent
 from fedlora.deploy.doorbell import DOORBELL, Doorbell
-from fedlora.deploy.flower_private import hasten_supernode
+from fedlora.deploy.flower_private import hasten_supernode, keep_trying
 from fedlora.deploy.link_meter import LinkMeter
 
 
@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     supernode = command.load()
     for name in hasten_supernode(options.poll_s):
         print(f"{name} is not as in Flower 1.41: its waits stay as they are, rounds take seconds longer", file=sys.stderr)
+    for name in keep_trying():
+        print(f"{name} is not as in Flower 1.41: a server that is killed takes this node's connection with it", file=sys.stderr)
     meter = LinkMeter(options.link)
     if bell := os.environ.get(DOORBELL):
         meter.on_message = Doorbell(Path(bell)).ring

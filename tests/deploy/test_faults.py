@@ -25,6 +25,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 # Residuals that clients keep between rounds, so that a node's disk is written.
 _RUN = ("rounds=100000", "clients=3", "clients_per_round=3", "adapter.unit=svd", "deployment.start_timeout_s=45")
+# Checkpoints larger than what else the server app writes.
+_RUN += ("adapter.rank=16", "adapter.heads=8")
 _CLOCK = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
 
 
@@ -104,7 +106,7 @@ def test_a_link_that_is_down_for_20_s_in_a_round(run: FaultyRun) -> None:
 
 def test_a_server_that_is_out_of_reach_for_longer_than_a_node_waits_at_its_start(run: FaultyRun) -> None:
     told = fault_cases.server_out_of_reach(run)
-    assert told.status.startswith("failed: ") and told.line.endswith("; trying until it does")
+    assert told.status.startswith("failed: ") and told.line.endswith("; trying until it does") and told.noticed_s < 30
     assert run.nodes[1].process.poll() is None and run.nodes[1].out.count("answers again") == run.nodes[1].out.count(
         "trying until"
     )
@@ -120,7 +122,6 @@ def test_a_node_that_is_killed_in_a_round_leaves_nothing_that_its_successor_does
     folders = set(Path(tempfile.gettempdir()).glob("fedlora-node-*"))
     told = fault_cases.node_killed(run)
     assert told.status.startswith("failed: ") and told.noticed_s < 100
-    assert "the server still counts this node as online from before" in run.nodes[2].out
     assert len(set(Path(tempfile.gettempdir()).glob("fedlora-node-*")) - folders) <= 1
 
 
@@ -179,7 +180,7 @@ def test_a_key_that_is_revoked_while_the_run_goes_on(run: FaultyRun) -> None:
 
 def test_a_server_that_has_no_more_room_goes_on_when_there_is_some(run: FaultyRun) -> None:
     began = time.monotonic()
-    psutil.Process(run.lab.status.pid).rlimit(psutil.RLIMIT_FSIZE, (0, 0))
+    run.fill_server_disk()
     assert run.server.wait(120) == 5
     again = f"Go on with: fedlora serve --deployment {run.lab.path} --resume {run.out}"
     assert re.fullmatch(rf"cannot write {run.out}/\S+: File too large\. Free some space there; .*\. {again}", run.server.error)

@@ -165,5 +165,13 @@ def test_a_device_that_tells_nothing(tmp_path: Path) -> None:
 
 
 def test_skew_is_this_clock_minus_the_servers() -> None:
-    ahead = clock_skew(formatdate(time.time() - 60, usegmt=True))
-    assert ahead == pytest.approx(60, abs=2) and clock_skew(None) is None and clock_skew("noon") is None
+    now = time.time()
+    assert clock_skew(formatdate(now - 60, usegmt=True), now) == pytest.approx(60, abs=2)
+    assert clock_skew(formatdate(now + 600, usegmt=True), now) == pytest.approx(-600, abs=2)
+    assert clock_skew(None, now) is None and clock_skew("noon", now) is None
+
+
+def test_an_answer_that_takes_long_is_no_skew() -> None:
+    now = time.time()
+    for written in (now - 30, now - 15, now):
+        assert clock_skew(formatdate(written, usegmt=True), now - 30) == 0

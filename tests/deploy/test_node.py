@@ -211,11 +211,12 @@ def test_a_supernode_that_is_killed_comes_back_as_the_same_node(link: EdgeLink, 
 def test_every_private_name_is_there_in_the_installed_flower() -> None:
     """Where this fails, Flower has moved something: rounds would take seconds longer, and nobody would notice."""
     code = (
-        "from fedlora.deploy.flower_private import hasten_supernode, launch_clients_by, sleep_in_superexec_by\n"
+        "from fedlora.deploy.flower_private import hasten_supernode, keep_trying, launch_clients_by, sleep_in_superexec_by\n"
         "from flwr.supercore.superexec import run_superexec\n"
-        "import flwr.supernode.start_client_internal as loop, time\n"
+        "import flwr.supernode.start_client_internal as loop, time, httpx\n"
+        "import flwr.supernode.fleet_http_connection as fleet\n"
         "from flwr.supercore.superexec.executor import subprocess_executor\n"
-        "missing, launched = hasten_supernode(0.1), []\n"
+        "missing, launched = hasten_supernode(0.1) + keep_trying(), []\n"
         "began = time.monotonic(); loop.time.sleep(3); loop.time.sleep(0.5); slept = time.monotonic() - began\n"
         "looks, began = 0, time.monotonic()\n"
         "while time.monotonic() < began + 3: loop.time.sleep(0.5); looks += 1\n"
@@ -224,6 +225,13 @@ def test_every_private_name_is_there_in_the_installed_flower() -> None:
         "other = subprocess_executor.subprocess.Popen(['true']).wait()\n"
         "dozed = []; slower = sleep_in_superexec_by(dozed.append); run_superexec.time.sleep(1.0)\n"
         "print(missing, hooked, launched, other, 0.14 < slept < 2, looks < 40, slower, dozed)\n"
+        "gives_up = fleet.make_simple_http_retry_invoker().should_giveup\n"
+        "def status(code):\n"
+        "    request = httpx.Request('POST', 'https://link')\n"
+        "    return httpx.HTTPStatusError('', request=request, response=httpx.Response(code, request=request))\n"
+        "print(gives_up(httpx.ConnectError('[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred')), gives_up(status(500)),\n"
+        "      gives_up(httpx.ConnectError('[SSL: CERTIFICATE_VERIFY_FAILED] no')), gives_up(status(404)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.strip() == "[] True [['flwr-clientapp', '--token', 'x']] 0 True True True [1.0]"
+    assert done.stdout.splitlines()[0] == "[] True [['flwr-clientapp', '--token', 'x']] 0 True True True [1.0]"
+    assert done.stdout.splitlines()[-1] == "False False True True"
