@@ -49,7 +49,7 @@ class Task:
 
 
 TASKS = {
-    "text": Task("minilm-l3", 2, 384, ("data.name=trec-6", "data.max_length=32", "data.max_test_examples=500")),
+    "text": Task("minilm-l3", 3, 384, ("data.name=trec-6", "data.max_length=32", "data.max_test_examples=500")),
     "image": Task(
         "vit-s14",
         4,
@@ -106,14 +106,14 @@ CONTENDERS = {**METHODS_ALL, **ABLATIONS, **TIERS}
 class Scale:
     """How much is done in a run; `quick` runs show that everything works, and nothing else."""
 
-    rounds: int = 10
+    rounds: int = 9
     per_round: int = 3
     clients: tuple[int, int] = (20, 50)
     keys: tuple[str, ...] = (
         "training.steps=20",
         "training.batch_size=4",
         "training.schedule=linear",
-        "evaluation.every=2",
+        "evaluation.every=3",
         "evaluation.batch_size=64",
     )
     grid: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -202,9 +202,9 @@ class Cell:
         ]
         if own.method != "hetlora":  # which weighs by norms; the paper's protocol is uniform for all
             keys.append("aggregator.weighting=uniform")
-        # Where B stays at the clients, they alone can measure; the sweep needs nothing else, and test runs have both.
-        own_parts = "true" if self.purpose == "test" or own.method == "fedsa-lora" else "false"
-        keys.append(f"evaluation.clients={own_parts}")
+        # Where B stays at the clients, they alone can measure; one table has the others beside it.
+        at_clients = own.method == "fedsa-lora" or self.part == "dirichlet"
+        keys.append(f"evaluation.clients={str(at_clients).lower()}")
         if self.purpose == "sweep":  # the test set plays no part
             keys += [f"evaluation.every={scale.rounds}", "data.max_test_examples=1"]
         return keys
