@@ -8,7 +8,7 @@ that reading a run file costs no heavy import.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -21,6 +21,9 @@ from fedlora.methods import with_method
 Section = TypeVar("Section", bound=BaseModel)
 Precision = Literal["auto", "fp32", "bf16"]
 WireDtype = Literal["fp32", "bf16", "fp16", "int8"]
+
+QUICKSTART = Path(__file__).with_name("quickstart.toml")
+"""The run file that is shipped."""
 
 
 class ConfigSection(BaseModel):
@@ -253,7 +256,10 @@ class RunConfig(ConfigSection):
 
 
 def load_config(
-    path: str | Path | None = None, overrides: Iterable[str] = (), base: Mapping[str, Any] | None = None
+    path: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    base: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """Read a run file and apply `key=value` overrides.
 
@@ -261,11 +267,14 @@ def load_config(
         path: TOML file, or None to start from `base`.
         overrides: Strings such as "adapter.rank=8"; the value is read as TOML, and as plain text where that fails.
         base: Tree to start from where no file is given; default: all defaults.
+        changes: More overrides, as values: {"training.lr": 0.001}, or in sections as the file has them.
 
     Raises:
         ConfigError: Unreadable file, unknown key or bad value; names the nearest valid one.
     """
     tree: dict[str, Any] = read_toml(Path(path)) if path is not None else _copy(base or {})
+    for key, value in _leaves(changes or {}):
+        _assign(tree, key, value)
     return parse_config(read_overrides(overrides, tree))
 
 
@@ -319,6 +328,14 @@ def read_toml(path: Path, kind: str = "run file", otherwise: str = "the quicksta
 
 def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _value(text: str) -> Any:

@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from fedlora.cli import assets, deploy, doctor, export, methods, node, report, serve, simulate, world
+from fedlora.cli import assets, deploy, doctor, export, methods, node, report, serve, simulate, watch, world
 from fedlora.cli.plugins import PluginGroup
 from fedlora.errors import FedLoRAError
 from fedlora.quiet_env import calm
@@ -22,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("simulate")(simulate.command)
+app.command("watch")(watch.command)
 app.command("world")(world.command)
 app.command("methods")(methods.command)
 app.command("doctor")(doctor.command)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from importlib.resources import files
 from pathlib import Path
 
-from fedlora.config import RunConfig, load_config
+from fedlora.config import QUICKSTART, RunConfig, load_config
 
 
 class Format(StrEnum):
@@ -19,7 +18,7 @@ class Format(StrEnum):
 
 def quickstart() -> Path:
     """Return the shipped run file."""
-    return Path(str(files("fedlora") / "quickstart.toml"))
+    return QUICKSTART
 
 
 def read_arguments(arguments: Sequence[str], stored: RunConfig | None = None) -> RunConfig:

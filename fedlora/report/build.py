@@ -81,6 +81,14 @@ def build(paths: Sequence[Path]) -> Report:
     return report
 
 
+def run_report(run: RunRecord) -> Report:
+    """Return the report of one run that has been read."""
+    report = Report(run.name)
+    _runs(report, [(run.name, run)])
+    _number_keys(report.sections)
+    return report
+
+
 def outcomes(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """Return every run's outcome and what its folder lacks, as plain data (RunFolderError where a path holds no run)."""
     runs = [read_run(path) for path in paths]
@@ -200,7 +208,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _texts(run: RunRecord, prefix: str) -> list[Text]:
     """Return how to repeat a run, its configuration and what it ran on."""
-    texts = [Text(f"{prefix}repeat it", _repeat(run))]
+    texts = [Text(f"{prefix}command", _repeat(run))]
     if run.config_text:
         texts.append(Text(f"{prefix}configuration (config.toml)", run.config_text))
     if run.environment:

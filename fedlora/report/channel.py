@@ -129,9 +129,11 @@ def _against_channel(run: RunRecord, vectors: NDArray[np.int64]) -> list[Chart]:
     link = channel_of(run)
     if link is None:
         return []
+    uploads = numbers(run, "uplink_s")
+    sending = np.where(uploads > 0, uploads, np.nan)  # the others were lost before
     found = (
         ("rank-channel", "Rank against the channel", vectors.mean(axis=1), Axis("mean rank over sites", zero=True)),
-        ("upload-channel", "Time of the upload against the channel", numbers(run, "uplink_s"), Axis("upload (s)", zero=True)),
+        ("upload-channel", "Time of the upload against the channel", sending, Axis("upload (s)", zero=True)),
     )
     caption = (
         "One point per client and round. The policy saw a measurement of an earlier round, not the link that the upload met."
@@ -181,8 +183,8 @@ def timeline(run: RunRecord) -> list[Chart]:
         marks.append(Points(start[lost], at[lost], "lost here", INK, 4, notes=said))
     marks.append(Rules(np.unique([begins[number] for number in set(rounds[chosen].tolist())])))
     span = f" Rounds {int(rounds[chosen].min())} to {int(rounds[chosen].max())} of {run.rounds_done}." if first > 1 else ""
-    panel = Panel(
-        Axis(f"{which} (s)"), Axis("client", whole=True, reverse=True), tuple(marks), int(np.clip(90 + 16 * at.max(), 240, 640))
-    )
+    most = max(int(at.max()) + 1, run.config.clients if run.config else 0)
+    who = Axis("client", whole=True, reverse=True, range=(-0.6, most - 0.4))
+    panel = Panel(Axis(f"{which} (s)"), who, tuple(marks), int(np.clip(90 + 16 * most, 240, 640)))
     caption = f"Vertical lines: a round begins.{span}"
     return [one("timeline", "Downlink, compute and uplink of each client", panel, caption=caption, wide=True)]

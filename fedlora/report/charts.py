@@ -123,7 +123,7 @@ class Heat:
         kinds: For whole numbers that are kinds and not amounts: the name and colour of each.
         low, high: Ends of the colour scale; None: those of the numbers.
         notes: What is said of a cell beside its number, `[rows, columns]`.
-        written: How the number stands in its cell (".2f"); empty: it does not.
+        written: The numbers stand in their cells.
     """
 
     z: Floats
@@ -135,7 +135,12 @@ class Heat:
     low: float | None = None
     high: float | None = None
     notes: NDArray[Any] | None = None
-    written: str = ""
+    written: bool = False
+
+
+def cell_text(value: float) -> str:
+    """Return a number as short as a cell is; nothing for NaN."""
+    return "" if not np.isfinite(value) else f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}"
 
 
 Mark = Line | Points | Bars | Band | Rules | Heat

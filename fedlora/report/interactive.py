@@ -25,6 +25,7 @@ from fedlora.report.charts import (
     Points,
     Rules,
     View,
+    cell_text,
 )
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ def _heat(mark: Heat, top: float, panel: Panel) -> dict[str, Any]:
         "xgap": 1 if cells <= 4000 else 0, "ygap": 1 if cells <= 4000 else 0,
     }  # fmt: skip
     if mark.written:
-        trace["texttemplate"] = f"%{{z:{mark.written}}}"
+        trace |= {"customdata": [[cell_text(value) for value in row] for row in mark.z.tolist()], "texttemplate": "%{customdata}"}
     if mark.kinds:
         count = len(mark.kinds)
         steps = [

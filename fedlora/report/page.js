@@ -89,14 +89,18 @@
     seen.observe(box);
     box.closest("figure").querySelector("select")?.addEventListener("change", () => draw(box));
   }
-  const again = () => boxes.filter((box) => box.dataset.drawn).forEach(draw);
   let waiting;
   addEventListener("resize", () => {
     clearTimeout(waiting);
     waiting = setTimeout(() => boxes.filter((box) => box.dataset.drawn && box.dataset.width !== String(Math.floor(box.clientWidth))).forEach(draw), 150);
   });
-  dark.addEventListener("change", again);
+  dark.addEventListener("change", () => boxes.filter((box) => box.dataset.drawn).forEach(draw));
   // Paper is white, and what was never scrolled to is printed too.
-  addEventListener("beforeprint", () => { printing = true; boxes.forEach(draw); });
-  addEventListener("afterprint", () => { printing = false; again(); });
+  const paper = (on) => {
+    printing = on;
+    document.documentElement.classList.toggle("paper", on);
+    boxes.forEach(draw);
+  };
+  addEventListener("beforeprint", () => paper(true));
+  addEventListener("afterprint", () => paper(false));
 })();

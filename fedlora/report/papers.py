@@ -9,7 +9,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedlora.files import disk_errors, write_atomic
-from fedlora.report.charts import COLOURS, INK, SHAPES, Axis, Band, Bars, Chart, Heat, Line, Mark, Panel, Points, Rules, View
+from fedlora.report.charts import (
+    COLOURS,
+    INK,
+    SHAPES,
+    Axis,
+    Band,
+    Bars,
+    Chart,
+    Heat,
+    Line,
+    Mark,
+    Panel,
+    Points,
+    Rules,
+    View,
+    cell_text,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -167,7 +183,7 @@ def _heat(axes: Axes, mark: Heat) -> None:
         axes.text(
             float(mark.x[column]),
             float(mark.y[row]),
-            f"{value:{mark.written}}",
+            cell_text(value),
             ha="center",
             va="center",
             color=ink,

@@ -161,7 +161,7 @@ def _overview(worlds: Mapping[str, Rows], config: Mapping[str, Any]) -> Chart:
         "viridis",
         low=-0.5,
         high=1.0,
-        written=".2f",
+        written=True,
     )
     x, y = Axis("", "names", tuple(worlds)), Axis("", "names", tuple(names), reverse=True)
     low, high = config.get("low", "random-feasible"), config.get("high", "oracle")

@@ -20,39 +20,11 @@ _MOST_CHARTS = 30
 _MOST_LINES = 21
 _MOST_ENTRIES = 60
 _NOT_RESULTS = {"environment", "config", "seeds"}
-_QUANTITIES = set(
-    [
-        "accuracy",
-        "loss",
-        "return",
-        "returns",
-        "reward",
-        "score",
-        "bytes",
-        "rank",
-        "correlation",
-        "feasible",
-        "share",
-        "rate",
-        "round",
-        "seconds",
-        "s",
-        "j",
-        "joules",
-        "energy",
-        "time",
-        "latency",
-        "airtime",
-        "late",
-        "error",
-        "norm",
-        "cosine",
-        "similarity",
-        "difference",
-        "minutes",
-        "ms",
-    ]
-)
+_QUANTITIES = {
+    "accuracy", "loss", "return", "returns", "reward", "score", "bytes", "rank", "correlation", "feasible", "share", "rate",
+    "round", "seconds", "s", "j", "joules", "energy", "time", "latency", "airtime", "late", "error", "norm", "cosine",
+    "similarity", "difference", "minutes", "ms",
+}  # fmt: skip
 """Words that are measured; other words of a path say of whom, or when."""
 
 

@@ -19,7 +19,6 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from fedlora.config import RunConfig, load_config
 from fedlora.errors import ConfigError, RunFolderError
 from fedlora.files import disk_errors, is_temporary, sweep, write_atomic
+from fedlora.runs.holding import hold
 
 if TYPE_CHECKING:  # who only watches a run does without torch
     from fedlora.runs.checkpoint import Checkpoint
@@ -81,7 +81,7 @@ class RunFolder:
             raise RunFolderError(f"{path / 'config.toml'} is not what a run wrote: {error}") from None
 
     def alone(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the run for this process (see `hold`)."""
+        """Hold the run for this process (see `fedlora.runs.holding.hold`)."""
         return hold(self.path)
 
     def refuse_other(self, config: RunConfig) -> None:
@@ -143,25 +143,6 @@ class RunFolder:
         for folder in (self.path, self.checkpoints):
             if folder.is_dir():
                 sweep(folder)
-
-
-@contextlib.contextmanager
-def hold(path: Path) -> Iterator[None]:
-    """Hold the folder of a run for this process; the system lets go of it however the process ends.
-
-    Raises:
-        RunFolderError: Another process works on it.
-    """
-    with (path / "config.toml").open("rb") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunFolderError(f"another process works on {path}. Wait until it ends, or stop it") from None
-        except (ImportError, OSError):  # not everywhere are there locks
-            pass
-        yield
 
 
 def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -19,7 +19,8 @@ from fedlora.config import ConfigSection, parse_section, read_overrides, read_to
 from fedlora.errors import ConfigError, RunFolderError, TrainingError
 from fedlora.files import disk_errors, sweep, write_atomic
 from fedlora.registry import construct
-from fedlora.runs.folder import append_rows, cut, hold, refuse_taken
+from fedlora.runs.folder import append_rows, cut, refuse_taken
+from fedlora.runs.holding import hold
 from fedlora.runs.tensorboard import Events
 from fedlora_envs.config import merge
 from fedlora_envs.rank_env import RankEnv

@@ -19,7 +19,7 @@ from children import fedlora_command
 from fedlora.errors import ConfigError, FedLoRAError, RunFolderError, TrainingError
 from fedlora.federation.policy import Observation, PolicySetup, make_policy
 from fedlora.registry import Entry
-from fedlora.runs.folder import hold
+from fedlora.runs.holding import hold
 from fedlora_envs.rank_env import Flags, Ranks, Step
 from fedlora_policies import training as module
 from fedlora_policies.learners import LEARNERS, VALIDATION_SEEDS, refuse_bad_reward

@@ -60,6 +60,7 @@ def test_the_folder_holds_everything(run: Path) -> None:
         "clients.jsonl",
         "config.toml",
         "environment.json",
+        "federation.json",
         "label_mix.png",
         "metrics.jsonl",
         "tensorboard",
