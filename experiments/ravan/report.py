@@ -85,15 +85,15 @@ def main_tables(found: Results) -> str:
         beside = BESIDE[task]
         for budget in ("low", "high"):
             head = ["method", *(f"{name}, {clients}" for clients in (found.few, found.many) for name in SPLIT_NAMES.values())]
-            head += [f"at clients, non-IID, {found.few}", *(f"paper: {data}, 20" for data in beside)]
+            head += [f"at clients, non-IID, {found.few}"] * (budget == "low") + [f"paper: {data}, 20" for data in beside]
             rows = []
             for label in METHODS_ALL:
                 shown = [found.final(task, split, clients, budget, label)
                          for clients in (found.few, found.many) for split in SPLIT_NAMES]  # fmt: skip
                 clients = found.final(task, "dirichlet", found.few, budget, label, key="at_clients")
-                if not any(shown) and not clients:
+                if not any(shown) and (budget == "high" or not clients):
                     continue
-                cells = [about(list(values.values())) for values in (*shown, clients)]
+                cells = [about(list(values.values())) for values in (*shown, *[clients] * (budget == "low"))]
                 rows.append([label, *cells, *(published(data, budget, label) for data in beside)])
             if rows:
                 parts.append(f"**{task}, {budget} budget**\n\n{table(head, rows)}")
