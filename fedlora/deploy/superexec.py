@@ -11,8 +11,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from importlib.metadata import entry_points
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +52,17 @@ def _launch(arguments: Sequence[str]) -> Any:
 
 
 def _client(arguments: list[str]) -> None:
+    threading.Thread(target=_end_with_superexec, daemon=True).start()
     hasten_pulls()
     _run(_CLIENT, arguments)
+
+
+def _end_with_superexec() -> None:
+    """End this process when the SuperExec is gone: Flower's would try for ever to hand its reply to a SuperNode that is dead."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 def _run(name: str, arguments: list[str]) -> None:

@@ -44,7 +44,13 @@ def test_the_roll_names_every_client_and_its_examples(ground: Ground) -> None:
 
 @pytest.mark.parametrize(
     ("reason", "message"),
-    [(None, "of 6 nodes that are online none answered within 600 s. .*trainer.log in its --state folder says what else is wrong"), ("Traceback\nValueError: no such model", "ValueError: no such model")],
+    [
+        (
+            None,
+            "of 6 nodes that are online none answered within 600 s. .*trainer.log in its --state folder says what else is wrong",
+        ),
+        ("Traceback\nValueError: no such model", "ValueError: no such model"),
+    ],
 )
 def test_nobody_at_the_roll_is_one_error(ground: Ground, reason: str | None, message: str) -> None:
     grid = _Deaf(build(ground.config()))
