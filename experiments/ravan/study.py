@@ -284,6 +284,8 @@ def study(parts: Iterable[Part], scale: Scale, out: Path, seeds: Sequence[int], 
         return run_parts(parts, scale, out, seeds, jobs)
     except FedLoRAError as error:
         return [str(error)]
+    except KeyboardInterrupt:
+        return ["stopped; the same command goes on from here"]
 
 
 if __name__ == "__main__":
