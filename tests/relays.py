@@ -14,6 +14,10 @@ class Relay:
 
     Args:
         port: Where to.
+
+    Attributes:
+        broken: New connections break.
+        budget: Bytes that may still go up before the link goes down in the middle of them; None: any number.
     """
 
     def __init__(self, port: int) -> None:
@@ -22,6 +26,7 @@ class Relay:
         self.port = int(self.listener.getsockname()[1])
         self.pairs: list[tuple[socket.socket, socket.socket]] = []
         self.broken = False
+        self.budget: int | None = None
         self._up = threading.Event()
         self._up.set()
         self._ended = False
@@ -76,7 +81,19 @@ class Relay:
                     data = end.recv(65536)
                     if not data:
                         return
+                    if end is near:
+                        data = self._within_budget(data)
                     other[end].sendall(data)
+
+    def _within_budget(self, data: bytes) -> bytes:
+        """Return as much of what a node sends as may still pass; with the last of it the link goes down."""
+        if self.budget is None:
+            return data
+        passing, self.budget = data[: self.budget], self.budget - len(data)
+        if self.budget <= 0:
+            self.budget = None
+            self.down()
+        return passing
 
 
 @contextlib.contextmanager

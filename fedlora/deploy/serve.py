@@ -230,7 +230,7 @@ def _terminable() -> Iterator[None]:
     # Ctrl-C too: who is started in the background is deaf to it otherwise. With nohup the terminal may go.
     handlers = {number: signal.default_int_handler if number == signal.SIGINT else stop for number in STOPS}
     hangup = getattr(signal, "SIGHUP", None)
-    if hangup in handlers and signal.getsignal(hangup) == signal.SIG_IGN:
+    if hangup is not None and signal.getsignal(hangup) == signal.SIG_IGN:
         del handlers[hangup]
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
