@@ -2,7 +2,8 @@
 
 A reply is announced before its arrays are there, and Flower's pull waits for them: up to three minutes where the node that sends
 them is gone, with every other reply waiting behind it. Here pulls run in threads, and where one is held up the next one starts
-beside it (a SuperLink gives out every reply once).
+beside it. A SuperLink gives out every reply once and then forgets its message, so that a pull beside another may be told that
+there is no such message while its reply is in the other's hands: of pulls that overlap, that answer is not believed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
 
 _HELD_S = 1.0
 
@@ -31,14 +33,15 @@ class Pulls:
         self.pull, self.most, self.every_s = pull, most, every_s
         self._threads: list[threading.Thread] = []
         self._found: queue.SimpleQueue[list[Message] | BaseException] = queue.SimpleQueue()
-        self._began = -math.inf
+        self._began, self._count = -math.inf, 0
 
     def look(self, names: list[str], seconds: float) -> list[Message]:
         """Return replies as soon as a pull brings any, or ends; nothing after `seconds`. Raises what a pull raises."""
         age = time.monotonic() - self._began
         held = bool(self._threads) and self._threads[-1].is_alive()
         self._threads = [thread for thread in self._threads if thread.is_alive()]
-        if names and age >= (_HELD_S if held else self.every_s) and len(self._threads) < self.most:
+        due = age >= (_HELD_S if held else self.every_s) and self._found.empty()
+        if names and due and len(self._threads) < self.most:
             self._start(names)
         try:
             found = self._found.get(timeout=seconds)
@@ -50,12 +53,18 @@ class Pulls:
 
     def _start(self, names: list[str]) -> None:
         self._began = time.monotonic()
+        self._count += 1
         # A daemon: one that is held up must not hold up the end of the process.
-        self._threads.append(threading.Thread(target=self._run, args=(names,), daemon=True))
+        self._threads.append(threading.Thread(target=self._run, args=(names, self._count, not self._threads), daemon=True))
         self._threads[-1].start()
 
-    def _run(self, names: list[str]) -> None:
+    def _run(self, names: list[str], number: int, alone: bool) -> None:
         try:
-            self._found.put(self.pull(names))
+            found = self.pull(names)
+            if not alone or self._count > number:
+                found = [
+                    reply for reply in found if not (reply.has_error() and reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE)
+                ]
+            self._found.put(found)
         except BaseException as error:  # it belongs to whoever looks
             self._found.put(error)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import httpx
 import pytest
 from flwr.app import Array, ArrayRecord, Error, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
@@ -74,10 +75,13 @@ class _Link(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         self._maybe_break()
         due = [name for name in message_ids if self.sent[name][1] <= time.monotonic() and name not in self.given]
+        # Flower forgets a message whose reply it has given out whole.
+        gone = [name for name in message_ids if name in self.given and name != self.never_whole]
         self.given |= set(due)
         if self.never_whole in due:
             self.held.wait(30)
-        return [self._reply(self.sent[name][0]) for name in sorted(due, reverse=True)]
+        lost = [Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, "not found"), reply_to=self.sent[name][0]) for name in gone]
+        return lost + [self._reply(self.sent[name][0]) for name in sorted(due, reverse=True)]
 
     def _reply(self, message: Message) -> Message:
         if self.error:
@@ -124,6 +128,22 @@ def test_a_reply_that_does_not_come_whole_holds_nobody_up() -> None:
     replies = PollingGrid(link, _QUICK.model_copy(update={"round_timeout_s": 4.0})).send_and_receive(_messages(3))
     assert _nodes(replies) == [2, 3] and 3.9 < time.monotonic() - began < 10
     link.held.set()
+
+
+def test_what_another_pull_has_in_its_hands_is_not_lost() -> None:
+    """Message 1 is pulled together with message 0, which takes three seconds; meanwhile others are told that it is not there."""
+    link = _Link([0.0, 0.0, 0.0])
+    link.never_whole = "message 0"
+    threading.Timer(3.0, link.held.set).start()
+    replies = list(PollingGrid(link, _QUICK.model_copy(update={"round_timeout_s": 60.0})).send_and_receive(_messages(3)))
+    assert _nodes(replies) == [1, 2, 3] and not any(reply.has_error() for reply in replies)
+
+
+def test_a_message_that_the_superlink_does_not_know_is_an_error() -> None:
+    link = _Link([None])
+    link.given = {"message 0"}
+    (reply,) = PollingGrid(link, _QUICK).send_and_receive(_messages(1))
+    assert reply.error.reason == "not found"
 
 
 def test_a_reply_that_comes_after_the_deadline_is_in_no_later_round() -> None:
