@@ -17,6 +17,8 @@ class Relay:
 
     Attributes:
         carried: Bytes so far, to that port and back.
+        broken: New connections break.
+        budget: Bytes that may still go up before the link goes down in the middle of them; None: any number.
     """
 
     def __init__(self, port: int) -> None:
@@ -27,6 +29,7 @@ class Relay:
         self.broken = False
         self.carried = 0
         self._count = threading.Lock()
+        self.budget: int | None = None
         self._up = threading.Event()
         self._up.set()
         self._ended = False
@@ -81,9 +84,21 @@ class Relay:
                     data = end.recv(65536)
                     if not data:
                         return
+                    if end is near:
+                        data = self._within_budget(data)
                     other[end].sendall(data)
                     with self._count:
                         self.carried += len(data)
+
+    def _within_budget(self, data: bytes) -> bytes:
+        """Return as much of what a node sends as may still pass; with the last of it the link goes down."""
+        if self.budget is None:
+            return data
+        passing, self.budget = data[: self.budget], self.budget - len(data)
+        if self.budget <= 0:
+            self.budget = None
+            self.down()
+        return passing
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -12,6 +13,7 @@ from flwr.app import Error, Message, MessageType
 from flwr.serverapp import Grid
 
 from fedlora.config import DeploymentConfig
+from fedlora.deploy.pulls import Pulls
 from fedlora.errors import FedLoRAError
 from fedlora.federation.client import CLIENT_FAILED
 from fedlora.federation.forwarding_grid import ForwardingGrid
@@ -22,6 +24,8 @@ _LOOK_AT_NODES_S = 2.0
 # After a SuperLink was started again, nodes are back within 8 s, with the replies that they have.
 _SEND_AGAIN_S = 12.0
 _BREATH_S = 0.5
+# Of replies that are no round's: how long a look waits for them, and how many may be held up.
+_PATIENCE_S, _MOST_OTHERS = 1.0, 8
 _TROUBLE, _TROUBLE_S = 500, 60.0
 # A message that nobody fetched by the end of its round is not delivered any more; this is how much the clocks may differ.
 _GRACE_S = 10.0
@@ -71,6 +75,7 @@ class PollingGrid(ForwardingGrid):
         self.settings, self.listener = settings, listener
         self.superlink, self.send_again_s = superlink, send_again_s
         self._looked = 0.0
+        self._others = Pulls(self._pull, _MOST_OTHERS, 0.0)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes that are online."""
@@ -92,13 +97,8 @@ class PollingGrid(ForwardingGrid):
         return [message.metadata.message_id for message in batch]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that are there, each once."""
-        wanted = list(message_ids)
-        try:
-            return list(self.inner.pull_messages(wanted)) if wanted else []
-        except httpx.HTTPError as error:
-            _raise_unless_passing(error)
-            return []
+        """Return the replies that are there, each once; one that does not come whole is among those of a later call."""
+        return self._others.look(list(message_ids), _PATIENCE_S)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and return the replies that came in time, in the order of the messages."""
@@ -113,36 +113,46 @@ class PollingGrid(ForwardingGrid):
             self.listener.asked(len(sent))
         for message in sent:
             message.metadata.ttl = limit + _GRACE_S
-        online = set(self.get_node_ids())
+        online = self._wait_for_any({message.metadata.dst_node_id for message in sent}, deadline)
         reached = [place for place, message in enumerate(sent) if message.metadata.dst_node_id in online]
         life, again = self.superlink(), math.inf
         places = dict(zip(self.push_messages(sent[place] for place in reached), reached, strict=True))
         replies = {place: self._offline(message) for place, message in enumerate(sent) if place not in reached}
-        while True:
-            for reply in self._look([name for name, place in places.items() if place not in replies]):
+        pulls = Pulls(self._pull, len(sent) + 1, self.settings.poll_s)
+        while len(replies) < len(sent) and (left := deadline - time.monotonic()) > 0:
+            self._look_at_nodes()
+            waiting = [name for name, place in places.items() if place not in replies]
+            for reply in pulls.look(waiting, min(self.settings.poll_s, left)):
                 place = places.get(reply.metadata.reply_to_message_id)
                 if place is not None and place not in replies:
                     replies[place] = self._bounded(reply, sent[place])
                     if self.listener:
                         self.listener.replied(replies[place])
-            now = time.monotonic()
-            if len(replies) == len(sent) or now >= deadline:
-                return [replies[place] for place in sorted(replies)]
             if (found := self.superlink()) != life:
-                life, again = found, now + self.send_again_s
-            if now >= again:
+                life, again = found, time.monotonic() + self.send_again_s
+            if time.monotonic() >= again:
                 again = math.inf
                 missing = [place for place in range(len(sent)) if place not in replies]
                 places |= zip(self.push_messages([_copy(sent[place]) for place in missing]), missing, strict=True)
-            time.sleep(min(self.settings.poll_s, max(0.0, deadline - now)))
+        return [replies[place] for place in sorted(replies)]
 
-    def _look(self, waiting: list[str]) -> Iterable[Message]:
+    def _wait_for_any(self, nodes: set[int], deadline: float) -> set[int]:
+        """Return which of these nodes are online, waiting for one: a server that was cut off must not run through its rounds."""
+        while not (online := nodes & set(self.get_node_ids())) and time.monotonic() < deadline:
+            time.sleep(min(_LOOK_AT_NODES_S, max(0.0, deadline - time.monotonic())))
+        return online
+
+    def _look_at_nodes(self) -> None:
+        """Tell the listener now and then which nodes are online; a connection that breaks tells nothing."""
+        if self.listener and time.monotonic() - self._looked > _LOOK_AT_NODES_S:
+            self._looked = time.monotonic()
+            with contextlib.suppress(httpx.HTTPError):
+                self.listener.online(sorted(self.inner.get_node_ids()))
+
+    def _pull(self, waiting: list[str]) -> list[Message]:
         """Return what is there now; a connection that breaks is nothing there."""
         try:
-            if self.listener and time.monotonic() - self._looked > _LOOK_AT_NODES_S:
-                self._looked = time.monotonic()
-                self.listener.online(sorted(self.inner.get_node_ids()))
-            return self.pull_messages(waiting)
+            return list(self.inner.pull_messages(waiting))
         except httpx.HTTPError as error:
             _raise_unless_passing(error)
             return []

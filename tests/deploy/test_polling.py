@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable
 
 import httpx
 import pytest
 from flwr.app import Array, ArrayRecord, Error, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
@@ -35,6 +37,8 @@ class _Link(Grid):
         self.error: Error | None = None
         self.online: list[int] | None = None
         self.trouble = 0
+        self.given: set[str] = set()
+        self.never_whole, self.held = "", threading.Event()
 
     def _maybe_break(self) -> None:
         if self.breaks:
@@ -70,8 +74,14 @@ class _Link(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         self._maybe_break()
-        due = [name for name in message_ids if self.sent[name][1] <= time.monotonic()]
-        return [self._reply(self.sent[name][0]) for name in sorted(due, reverse=True)]
+        due = [name for name in message_ids if self.sent[name][1] <= time.monotonic() and name not in self.given]
+        # Flower forgets a message whose reply it has given out whole.
+        gone = [name for name in message_ids if name in self.given and name != self.never_whole]
+        self.given |= set(due)
+        if self.never_whole in due:
+            self.held.wait(30)
+        lost = [Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, "not found"), reply_to=self.sent[name][0]) for name in gone]
+        return lost + [self._reply(self.sent[name][0]) for name in sorted(due, reverse=True)]
 
     def _reply(self, message: Message) -> Message:
         if self.error:
@@ -108,6 +118,32 @@ def test_the_round_ends_by_its_deadline_without_those_who_are_missing(timeout: f
     replies = PollingGrid(_Link([None, 0.0, 30.0]), _QUICK).send_and_receive(_messages(3), timeout=timeout)
     assert _nodes(replies) == [2]
     assert min(timeout or 0.3, 0.3) - 0.05 < time.monotonic() - began < 5
+
+
+def test_a_reply_that_does_not_come_whole_holds_nobody_up() -> None:
+    """Message 0 is announced first; its pull is stuck until long after the deadline."""
+    link = _Link([0.0, 1.5, 2.0])
+    link.never_whole = "message 0"
+    began = time.monotonic()
+    replies = PollingGrid(link, _QUICK.model_copy(update={"round_timeout_s": 4.0})).send_and_receive(_messages(3))
+    assert _nodes(replies) == [2, 3] and 3.9 < time.monotonic() - began < 10
+    link.held.set()
+
+
+def test_what_another_pull_has_in_its_hands_is_not_lost() -> None:
+    """Message 1 is pulled together with message 0, which takes three seconds; meanwhile others are told that it is not there."""
+    link = _Link([0.0, 0.0, 0.0])
+    link.never_whole = "message 0"
+    threading.Timer(3.0, link.held.set).start()
+    replies = list(PollingGrid(link, _QUICK.model_copy(update={"round_timeout_s": 60.0})).send_and_receive(_messages(3)))
+    assert _nodes(replies) == [1, 2, 3] and not any(reply.has_error() for reply in replies)
+
+
+def test_a_message_that_the_superlink_does_not_know_is_an_error() -> None:
+    link = _Link([None])
+    link.given = {"message 0"}
+    (reply,) = PollingGrid(link, _QUICK).send_and_receive(_messages(1))
+    assert reply.error.reason == "not found"
 
 
 def test_a_reply_that_comes_after_the_deadline_is_in_no_later_round() -> None:
@@ -183,6 +219,20 @@ def test_a_node_that_is_offline_is_not_sent_anything() -> None:
     replies = list(PollingGrid(link, _QUICK).send_and_receive(_messages(2)))
     assert _nodes(replies) == [1, 2] and replies[0].error.reason == "the node is offline" and replies[1].has_content()
     assert [message.metadata.dst_node_id for message, _ in link.sent.values()] == [2]
+
+
+def test_where_nobody_is_online_the_round_waits_for_one() -> None:
+    settings = _QUICK.model_copy(update={"round_timeout_s": 60.0})
+    link = _Link([0.0, 0.0])
+    link.online = []
+    threading.Timer(1.0, lambda: setattr(link, "online", [1])).start()
+    began = time.monotonic()
+    replies = list(PollingGrid(link, settings).send_and_receive(_messages(2)))
+    assert [reply.has_error() for reply in replies] == [False, True] and 1.0 < time.monotonic() - began < 10
+    link.online = []
+    began = time.monotonic()
+    replies = list(PollingGrid(link, _QUICK).send_and_receive(_messages(2)))
+    assert [reply.has_error() for reply in replies] == [True, True] and 0.2 < time.monotonic() - began < 5
 
 
 def test_what_nobody_fetched_by_the_deadline_is_not_delivered_later() -> None:
