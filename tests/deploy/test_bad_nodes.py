@@ -17,6 +17,9 @@ _RUN = (
     "rounds=100000",
     "clients=3",
     "clients_per_round=3",
+    "adapter.unit=svd",
+    "adapter.rank=16",
+    "adapter.heads=8",
     f"deployment.round_timeout_s={_DEADLINE_S}",
     "deployment.max_payload_mb=10",
 )
