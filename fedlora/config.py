@@ -160,6 +160,7 @@ class OutputConfig(ConfigSection):
 
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
     tensorboard: bool = Field(True, description="write TensorBoard events")
+    log: list[Literal["wandb", "mlflow"]] = Field([], description="also send each round to these (extras `wandb`, `mlflow`)")
 
 
 class RayConfig(ConfigSection):

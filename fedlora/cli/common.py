@@ -16,6 +16,19 @@ class Format(StrEnum):
     json = "json"
 
 
+class Log(StrEnum):
+    """Where a run's rounds are sent to, besides its folder."""
+
+    wandb = "wandb"
+    mlflow = "mlflow"
+
+
+def with_log(arguments: Sequence[str], log: Sequence[Log] | None) -> list[str]:
+    """Return the arguments with what --log asks for, as the key of the run file that it stands for."""
+    names = ", ".join(f'"{entry}"' for entry in dict.fromkeys(log or ()))
+    return [*arguments, f"output.log=[{names}]"] if log else list(arguments)
+
+
 def quickstart() -> Path:
     """Return the shipped run file."""
     return QUICKSTART

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedlora.cli.common import Format
+from fedlora.cli.common import Format, Log, with_log
 from fedlora.cli.simulate import result_table, what_and_where
 from fedlora.runs.summary import summary
 
@@ -30,6 +30,7 @@ def command(
     insecure_plain_text: Annotated[
         bool, typer.Option("--insecure-plain-text", help="Neither encrypt nor authenticate: for tests on one machine.")
     ] = False,
+    log: Annotated[list[Log] | None, typer.Option(help="Also send each round to this tracker; may be repeated.")] = None,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.text,
 ) -> None:
     """Serve a run to real nodes and watch it; without a run file, the deployment's own. Exit code 0: all rounds are done."""
@@ -41,7 +42,7 @@ def command(
     given = arguments or []
     if resume is None and (not given or "=" in given[0]):
         given = [str(folder.run_file), *given]
-    config, where = what_and_where(given, out, resume)
+    config, where = what_and_where(with_log(given, log), out, resume)
     console = Console(stderr=format is Format.json, soft_wrap=True)
     watcher = LiveWatcher(console) if console.is_terminal else Watcher(console)
     try:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedlora.cli.common import Format, read_arguments
+from fedlora.cli.common import Format, Log, read_arguments, with_log
 from fedlora.config import RunConfig
 from fedlora.errors import ConfigError
 from fedlora.runs.summary import summary
@@ -24,10 +24,11 @@ def command(
     resume: Annotated[
         Path | None, typer.Option(help="Folder of a run that was cut off; goes on from its newest checkpoint.")
     ] = None,
+    log: Annotated[list[Log] | None, typer.Option(help="Also send each round to this tracker; may be repeated.")] = None,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.text,
 ) -> None:
     """Run simulated federated rounds; without a run file, the quickstart."""
-    config, folder = what_and_where(arguments or [], out, resume)
+    config, folder = what_and_where(with_log(arguments or [], log), out, resume)
     # Only now the heavy imports: a wrong key has been refused already.
     from fedlora.runs.progress import Lines, Live
     from fedlora.runs.simulate import simulate

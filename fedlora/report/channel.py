@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedlora.report.charts import (
-    GREY,
     INK,
     Axis,
     Bars,
@@ -30,6 +30,7 @@ from fedlora.runs.read import RunRecord
 
 _MOST_VIEWS = 40
 _MOST_BARS = 1500
+_MOST_POINTS = 3000
 _PHASES = (("downlink", "downlink_s", 5), ("compute", "compute_s", 2), ("uplink", "uplink_s", 4))
 
 
@@ -42,28 +43,48 @@ def channel_of(run: RunRecord) -> tuple[Floats, Axis] | None:
     return (rate, Axis("uplink goodput (Mbit/s)", "log")) if has_numbers(rate) else None
 
 
+@dataclass(frozen=True)
+class _Replies:
+    """The rows of clients.jsonl as arrays, `[rows]`.
+
+    Attributes:
+        clients, rounds: Who was asked, and when.
+        kinds: What became of the reply, a position in `KINDS`.
+        vectors: Its ranks, `[rows, sites]`.
+        link: What is known of its link, and the axis for it; None where nothing is.
+    """
+
+    clients: NDArray[np.int64]
+    rounds: NDArray[np.int64]
+    kinds: NDArray[np.int64]
+    vectors: NDArray[np.int64]
+    link: tuple[Floats, Axis] | None
+
+    @property
+    def columns(self) -> Floats:
+        """Every round from the first to the last."""
+        return np.arange(self.rounds.min(), self.rounds.max() + 1.0)
+
+
 def ranks(run: RunRecord) -> list[Chart]:
     """Return the ranks of each site over rounds, above the links of the same rounds: of all clients, and of each."""
     vectors = _vectors(run)
     if vectors is None:
         return []
+    clients, rounds = (run.clients[name].to_numpy(np.int64) for name in ("client", "round"))
+    replies = _Replies(clients, rounds, kind_of(run.clients["status"].tolist()), vectors, channel_of(run))
     names = short_names(run.federation.sites) if run.federation else ()
     if len(names) != vectors.shape[1]:
         names = tuple(f"site {site}" for site in range(vectors.shape[1]))
-    clients, rounds = (run.clients[name].to_numpy(np.int64) for name in ("client", "round"))
-    low, high = float(vectors.min()), float(vectors.max())
-    views: dict[str, View] = {}
     asked = np.bincount(clients)
     shown = sorted(np.argsort(-asked, kind="stable")[: min(_MOST_VIEWS, int((asked > 0).sum()))].tolist())
-    whose = {"all clients, mean": np.ones(len(clients), bool)}
-    whose |= {f"client {who}": clients == who for who in shown}
-    for label, rows in whose.items():
-        views[label] = _over_time(run, vectors, rounds, rows, names, (low, high))
-    caption = "Rank of each adapted projection; below, the link of each reply in the same round." if channel_of(run) else ""
+    whose = {"all clients, mean": np.ones(len(clients), bool)} | {f"client {who}": clients == who for who in shown}
+    views = {label: _over_time(replies, rows, names) for label, rows in whose.items()}
+    caption = "Rank of each adapted projection; below, the link of each reply in the same round." if replies.link else ""
     if (asked > 0).sum() > _MOST_VIEWS:
         caption += f" Single clients: the {_MOST_VIEWS} that were asked most often."
-    title = "Ranks per site over time" + (", and the channel" if channel_of(run) else "")
-    return [Chart("ranks", title, views, caption, wide=True, choice="clients"), *_against_channel(run, vectors)]
+    title = "Ranks per site over time" + (", and the channel" if replies.link else "")
+    return [Chart("ranks", title, views, caption, wide=True, choice="clients"), *_against_channel(run, replies)]
 
 
 def _vectors(run: RunRecord) -> NDArray[np.int64] | None:
@@ -82,77 +103,77 @@ def short_names(sites: Sequence[str]) -> tuple[str, ...]:
     return tuple(".".join(part[place] for place in differ) for part in parts)
 
 
-def _over_time(
-    run: RunRecord, vectors: NDArray[np.int64], rounds: NDArray[np.int64], rows: NDArray[np.bool_], names: tuple[str, ...],
-    ends: tuple[float, float],
-) -> View:  # fmt: skip
+def _over_time(replies: _Replies, rows: NDArray[np.bool_], names: tuple[str, ...]) -> View:
     """Return ranks of the chosen rows, a column per round, above their links."""
-    first, last = int(rounds.min()), int(rounds.max())
-    count = np.bincount(rounds[rows] - first, minlength=last - first + 1)
-    total = np.zeros((last - first + 1, vectors.shape[1]))
-    np.add.at(total, rounds[rows] - first, vectors[rows])
+    vectors, columns = replies.vectors, replies.columns
+    at = replies.rounds[rows] - int(columns[0])
+    total = np.zeros((len(columns), vectors.shape[1]))
+    np.add.at(total, at, vectors[rows])
     with np.errstate(invalid="ignore", divide="ignore"):
-        z = (total / count[:, None]).T
-    columns, places = np.arange(first, last + 1.0), np.arange(float(len(names)))
-    heat = Heat(z, columns, places, "rank", "viridis", low=min(0.0, ends[0]), high=max(1.0, ends[1]))
+        z = (total / np.bincount(at, minlength=len(columns))[:, None]).T
+    high = max(1.0, float(vectors.max()))
+    heat = Heat(z, columns, np.arange(float(len(names))), "rank", "viridis", low=0.0, high=high)
     sites = Axis("", "names", names, reverse=True)
     ranks_panel = Panel(ROUND, sites, (heat,), int(np.clip(70 + 17 * len(names), 170, 620)))
-    link = channel_of(run)
-    if link is None:
+    if replies.link is None:
         return (ranks_panel,)
-    values, axis = link
-    return (ranks_panel, Panel(ROUND, axis, tuple(_links(run, values, rounds, rows, columns)), 190))
+    return (ranks_panel, Panel(ROUND, replies.link[1], tuple(_links(replies, replies.link[0], rows)), 190))
 
 
-def _links(run: RunRecord, values: Floats, rounds: NDArray[np.int64], rows: NDArray[np.bool_], columns: Floats) -> list[Mark]:
-    """Return each reply's link by what became of it, and the median of every round."""
-    kinds = kind_of(run.clients["status"].tolist())
-    clients = run.clients["client"].to_numpy(np.int64)
+def _links(replies: _Replies, values: Floats, rows: NDArray[np.bool_]) -> list[Mark]:
+    """Return each chosen reply's link by what became of it, and the median of every round where all are chosen."""
     marks: list[Mark] = []
-    if rows.all():
-        middle = np.array([_median(values[rounds == number]) for number in columns])
-        marks.append(Line(columns, middle, "median", GREY, 0, None))
+    drawn = _thin(rows & np.isfinite(values))
     for place, (name, colour) in enumerate(KINDS):
-        chosen = rows & (kinds == place) & np.isfinite(values)
+        chosen = drawn & (replies.kinds == place)
         if chosen.any():
-            notes = tuple(f"client {client}" for client in clients[chosen].tolist())
-            marks.append(Points(rounds[chosen].astype(float), values[chosen], name, colour, place, notes=notes))
+            notes = tuple(f"client {client}" for client in replies.clients[chosen].tolist())
+            marks.append(Points(replies.rounds[chosen].astype(float), values[chosen], name, colour, place, notes=notes))
+    if rows.all():
+        middle = np.array([_median(values[replies.rounds == number]) for number in replies.columns])
+        marks.append(Line(replies.columns, middle, "median", INK, 0, None))
     return marks
+
+
+def _thin(rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return every k-th of the chosen rows, so that no more are left than a browser draws with ease."""
+    every = -(-int(rows.sum()) // _MOST_POINTS)
+    return rows & (np.cumsum(rows) % every == 0) if every > 1 else rows
 
 
 def _median(values: Floats) -> float:
     return float(np.median(values[np.isfinite(values)])) if has_numbers(values) else np.nan
 
 
-def _against_channel(run: RunRecord, vectors: NDArray[np.int64]) -> list[Chart]:
+def _against_channel(run: RunRecord, replies: _Replies) -> list[Chart]:
     """Return the mean rank and the upload's time of each reply against its link, where they differ at all."""
-    link = channel_of(run)
-    if link is None:
+    if replies.link is None:
         return []
+    link, axis = replies.link
     uploads = numbers(run, "uplink_s")
     sending = np.where(uploads > 0, uploads, np.nan)  # the others were lost before
     found = (
-        ("rank-channel", "Rank against the channel", vectors.mean(axis=1), Axis("mean rank over sites", zero=True)),
+        ("rank-channel", "Rank against the channel", replies.vectors.mean(axis=1), Axis("mean rank over sites", zero=True)),
         ("upload-channel", "Time of the upload against the channel", sending, Axis("upload (s)", zero=True)),
     )
-    caption = (
-        "One point per client and round. The policy saw a measurement of an earlier round, not the link that the upload met."
-    )
+    every = -(-len(link) // _MOST_POINTS)
+    each = "One point per client and round" if every <= 1 else f"One of {every} of the {len(link):,} replies"
+    caption = f"{each}. The policy saw a measurement of an earlier round, not the link that the upload met."
     return [
-        one(key, title, Panel(link[1], axis, tuple(_by_outcome(run, link[0], values)), 280), caption=caption)
-        for key, title, values, axis in found
+        one(key, title, Panel(axis, y, tuple(_by_outcome(replies, link, values)), 280), caption=caption)
+        for key, title, values, y in found
         if np.unique(values[np.isfinite(values)]).size > 1
     ]
 
 
-def _by_outcome(run: RunRecord, x: Floats, y: Floats) -> list[Mark]:
-    """Return one point per row of clients.jsonl, told apart by what became of the reply."""
-    kinds = kind_of(run.clients["status"].tolist())
+def _by_outcome(replies: _Replies, x: Floats, y: Floats) -> list[Mark]:
+    """Return a point per reply, told apart by what became of it."""
+    drawn = _thin(np.isfinite(x) & np.isfinite(y))
     marks: list[Mark] = []
     for place, (name, colour) in enumerate(KINDS):
-        chosen = (kinds == place) & np.isfinite(x) & np.isfinite(y)
+        chosen = drawn & (replies.kinds == place)
         if chosen.any():
-            pairs = zip(run.clients["client"][chosen], run.clients["round"][chosen], strict=True)
+            pairs = zip(replies.clients[chosen].tolist(), replies.rounds[chosen].tolist(), strict=True)
             notes = tuple(f"client {client}, round {number}" for client, number in pairs)
             marks.append(Points(x[chosen], y[chosen], name, colour, place, notes=notes))
     return marks

@@ -36,6 +36,7 @@ INK_COLOUR, GREY_COLOUR = "#010203", "#8a8a8a"
 _SYMBOLS = dict(zip(SHAPES, ("circle", "square", "triangle-up", "diamond", "cross", "star"), strict=True))
 _GAP, _TOP, _BOTTOM, _COLOUR_BAR = 26, 12, 46, 44
 _MOST_RULES = 200
+_MOST_TEXTS = 20_000
 
 
 def plotly_figure(chart: Chart, view: str | None = None) -> Figure:
@@ -180,7 +181,12 @@ def _traces(mark: Mark, top: float, panel: Panel) -> list[dict[str, Any]]:
             }
         ]  # fmt: skip
     if isinstance(mark, Points):
-        marker = {"symbol": _SYMBOLS[SHAPES[mark.shape % len(SHAPES)]], "size": 8, "color": colour, "opacity": 0.85}
+        marker = {
+            "symbol": _SYMBOLS[SHAPES[mark.shape % len(SHAPES)]],
+            "size": 8 if len(mark.x) <= 300 else 4,
+            "color": colour,
+            "opacity": 0.85,
+        }
         notes = {"text": [escape(note) for note in mark.notes], "hoverinfo": "x+y+name+text"} if mark.notes else {}
         errors = {
             key: _error(values, ends, colour)
@@ -221,12 +227,16 @@ def _bars(mark: Bars, common: dict[str, Any], colour: str) -> dict[str, Any]:
 
 
 def _heat(mark: Heat, top: float, panel: Panel) -> dict[str, Any]:
-    cells = mark.z.size
-    said = _cells(mark, panel)
+    many, wide = mark.z.size > _MOST_TEXTS, 0 if mark.z.size > 4000 else 1
     trace: dict[str, Any] = {
-        "type": "heatmap", "x": mark.x, "y": mark.y, "z": mark.z, "text": said, "hovertemplate": "%{text}<extra></extra>",
-        "xgap": 1 if cells <= 4000 else 0, "ygap": 1 if cells <= 4000 else 0,
+        "type": "heatmap", "x": mark.x, "y": mark.y, "z": mark.z.astype(np.float32) if many else mark.z,
+        "xgap": wide, "ygap": wide, "hovertemplate": "%{text}<extra></extra>",
     }  # fmt: skip
+    if many:  # as many texts would be most of the page
+        number = "" if mark.kinds else f"<br>{escape(mark.label)}: %{{z:.4g}}"
+        trace["hovertemplate"] = f"{escape(panel.y.label)} %{{y}}, {escape(panel.x.label)} %{{x}}{number}<extra></extra>"
+    else:
+        trace["text"] = _cells(mark, panel)
     if mark.written:
         trace |= {"customdata": [[cell_text(value) for value in row] for row in mark.z.tolist()], "texttemplate": "%{customdata}"}
     if mark.kinds:
@@ -263,8 +273,9 @@ def _cells(mark: Heat, panel: Panel) -> list[list[str]]:
         for place, head in enumerate(across):
             value = mark.z[row, place]
             note = str(mark.notes[row, place]) if mark.notes is not None else ""
-            amount = "" if mark.kinds or not np.isfinite(value) else f"<br>{escape(mark.label)}: {value:.4g}"
-            line.append(f"{escape(name)}, {escape(head)}{amount}<br>{escape(note[:200])}")
+            amount = "" if mark.kinds else f"<br>{escape(mark.label)}: {value:.4g}"
+            blank = not np.isfinite(value)
+            line.append("" if blank else f"{escape(name)}, {escape(head)}{amount}<br>{escape(note[:200])}")
         said.append(line)
     return said
 

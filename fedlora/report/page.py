@@ -5,11 +5,11 @@ from __future__ import annotations
 import html
 import json
 from datetime import UTC, datetime
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fedlora import __version__
 from fedlora.files import disk_errors, write_atomic
 from fedlora.report.build import Report, Text
 from fedlora.report.charts import Chart, Section, Table
@@ -52,7 +52,7 @@ def page(report: Report) -> str:
         sections=sections,
         texts=_texts(report.texts),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        version=__version__,
+        version=version("fedlora"),
         charts=_script_safe(json.dumps(charts, separators=(",", ":"))),
         plotly=get_plotlyjs(),
         script=_resource("page.js"),

@@ -142,9 +142,10 @@ def _mark(axes: Axes, mark: Mark, stacked: dict[float, float]) -> None:
             for values, found in ((mark.x, mark.x_range), (mark.y, mark.y_range))
         ]
         label = mark.label if mark.legend else "_hidden"
+        shape, size = _MARKERS[SHAPES[mark.shape % len(SHAPES)]], 5 if len(mark.x) <= 300 else 2
         axes.errorbar(
-            mark.x, mark.y, xerr=ends[0], yerr=ends[1], fmt=_MARKERS[SHAPES[mark.shape % len(SHAPES)]], markersize=5,
-            color=_colour(mark.colour), elinewidth=1, capsize=2, alpha=0.85, label=label, linestyle="none",
+            mark.x, mark.y, xerr=ends[0], yerr=ends[1], fmt=shape, markersize=size, color=_colour(mark.colour),
+            elinewidth=1, capsize=2, alpha=0.85, label=label, linestyle="none",
         )  # fmt: skip
     else:
         _bars(axes, mark, stacked)

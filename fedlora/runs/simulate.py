@@ -32,6 +32,7 @@ from fedlora.runs.export import export_state
 from fedlora.runs.folder import FEDERATION, RunFolder, holds_run, refuse_taken
 from fedlora.runs.progress import Progress, Quiet
 from fedlora.runs.tensorboard import Events
+from fedlora.runs.trackers import Trackers, check_trackers, flat_config
 from fedlora.training.evaluation import evaluate
 from fedlora.wire import encode, from_record, to_record
 
@@ -82,6 +83,7 @@ def run(
         refuse_taken(out)
     else:
         RunFolder.open(out).refuse_other(config)
+    check_trackers(config)
     progress.say("loading model and data")
     bench = build(config)
     policy_of(bench)  # options that do not fit are refused before anything is written
@@ -95,8 +97,13 @@ def run(
     folder = RunFolder.open(out) if resume and holds_run(out) else RunFolder.create(out, config)
     with folder.alone():
         session = Session(bench, folder, progress, world)
-        session.run(grid)
-        session.finish()
+        done = False
+        try:
+            session.run(grid)
+            session.finish()
+            done = True
+        finally:
+            session.trackers.close(done)
     return RunResult(folder.path, folder.rows())
 
 
@@ -126,7 +133,8 @@ class Session:
             world.restore(checkpoint.world)
         folder.clean(checkpoint.log_bytes)
         prune(folder.checkpoints, self.config.output.keep_checkpoints)
-        self.events = Events(folder.log("events"), self.config.output.tensorboard)
+        self.events = Events(folder.log("events"), self.config.output.tensorboard, about=flat_config(self.config))
+        self.trackers = Trackers(folder.path, self.config, progress.say)
         self.clock = time.perf_counter()
         self.grid: Grid | None = None
 
@@ -210,6 +218,7 @@ class Session:
         self.folder.append("clients", record.clients)
         self.folder.append("metrics", [row])
         self.events.round(row, record.clients)
+        self.trackers.round(row, record.clients)
         save_checkpoint(
             self.folder.checkpoints,
             Checkpoint(

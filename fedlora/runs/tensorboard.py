@@ -7,6 +7,7 @@ Here events are appended when the round ends, and cut back with the other logs w
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,19 @@ from fedlora.files import disk_errors
 
 
 class Events:
-    """Writes scalars per round and a histogram of ranks.
+    """Writes scalars per round, a histogram of ranks, and the configuration for the HParams table.
 
     Args:
         path: The event file; its folder is made when the first event is written.
         enabled: False writes nothing.
         step: What is counted: the column that holds its number, and the first part of every tag.
+        about: The configuration, flat, for the table that compares runs.
     """
 
-    def __init__(self, path: Path, enabled: bool, step: str = "round") -> None:
-        self.path, self.enabled, self.step = path, enabled, step
+    def __init__(
+        self, path: Path, enabled: bool, step: str = "round", about: Mapping[str, str | int | float | bool] | None = None
+    ) -> None:
+        self.path, self.enabled, self.step, self.about = path, enabled, step, about or {}
 
     def round(self, row: dict[str, Any], clients: list[dict[str, Any]]) -> None:
         """Append one round, or whatever else is counted (RunFolderError where the disk refuses)."""
@@ -48,7 +52,19 @@ class Events:
                 writer = RecordWriter(file)
                 if file.tell() == 0:
                     writer.write(Event(wall_time=event.wall_time, file_version="brain.Event:2").SerializeToString())
+                    for summary in self._about(numbers):
+                        writer.write(Event(wall_time=event.wall_time, summary=summary).SerializeToString())
                 writer.write(event.SerializeToString())
+
+    def _about(self, numbers: Mapping[str, float]) -> list[Any]:
+        """Return what makes the run a line of the HParams table: its configuration, and which numbers may stand beside it."""
+        if not self.about:
+            return []
+        from torch.utils.tensorboard.summary import hparams  # TensorBoard's own needs TensorFlow
+
+        shown = dict.fromkeys((f"{self.step}/{name}" for name in numbers), 0.0)
+        experiment, start, _ = hparams(dict(self.about), shown)
+        return [experiment, start]
 
 
 def _histogram(ranks: np.ndarray[Any, np.dtype[np.int64]]) -> Any:

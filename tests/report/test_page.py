@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from typing import Any
 import pytest
 
 from children import Finished, fedlora_command
+from fedlora.errors import ConfigError
+from fedlora.report.build import build
+from fedlora.report.page import write_page
+from fedlora.report.papers import save_charts
 
 
 def _ok(arguments: list[str], folder: Path) -> Finished:
@@ -173,3 +178,12 @@ def test_a_place_that_cannot_be_written_is_one_error(radio_run: Path, tmp_path: 
     (tmp_path / "file").write_text("")
     done = fedlora_command(["report", str(radio_run), "--out", "file/page.html"], tmp_path)
     assert "cannot write" in done.error and done.code == 5
+
+
+def test_without_plotly_one_error_says_what_to_install(radio_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    with pytest.raises(ConfigError, match=r"pip install 'fedlora\[report\]', or take png or svg"):
+        write_page(build([radio_run]), tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []
+    assert save_charts(build([radio_run]).charts()[:1], tmp_path, "svg")
