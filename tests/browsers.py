@@ -56,7 +56,9 @@ def visit(browser: Any, file: Path, **look: Any) -> Iterator[Visit]:
     """Open a file as a reader with such a screen would, scroll through it, and yield what happened."""
     context = browser.new_context(**look)
     seen = Visit(context.new_page())
-    seen.page.on("console", lambda said: seen.complaints.append(said.text) if said.type in ("error", "warning") else None)
+    seen.page.on(
+        "console", lambda said: seen.complaints.append(said.text) if said.type in ("error", "warning", "trace") else None
+    )
     seen.page.on("pageerror", lambda error: seen.complaints.append(str(error)))
     seen.page.on("request", lambda asked: None if _inside(asked.url, file) else seen.requests.append(asked.url))
     try:

@@ -124,11 +124,11 @@ def test_wheel_holds_every_file_of_every_package(wheel: Path) -> None:
         f"{package}/{path.relative_to(folder).as_posix()}"
         for package, folder in PACKAGES.items()
         for path in folder.rglob("*")
-        if path.suffix in {".py", ".toml", ".yaml"}
+        if path.suffix in {".py", ".toml", ".yaml", ".css", ".js"}
         or path.name == "py.typed"
         or (path.parent.name in {"traces", "responses", "data"} and path.is_file())
     }
-    assert {"fedlora/__init__.py", "fedlora/py.typed", "fedlora_policies/__init__.py"} <= expected
+    assert {"fedlora/__init__.py", "fedlora/py.typed", "fedlora/report/page.js", "fedlora_policies/__init__.py"} <= expected
     assert {f"fedlora_envs/data/responses/{name}-trec.json" for name in ("minilm", "smollm2")} <= expected
     assert inside == expected
 

@@ -238,7 +238,13 @@ def _heat(mark: Heat, top: float, panel: Panel) -> dict[str, Any]:
     else:
         trace["text"] = _cells(mark, panel)
     if mark.written:
-        trace |= {"customdata": [[cell_text(value) for value in row] for row in mark.z.tolist()], "texttemplate": "%{customdata}"}
+        shown = [[cell_text(value) or " " for value in row] for row in mark.z.tolist()]
+        trace |= {
+            "hovertext": trace.pop("text"),
+            "hovertemplate": "%{hovertext}<extra></extra>",
+            "text": shown,
+            "texttemplate": "%{text}",
+        }
     if mark.kinds:
         count = len(mark.kinds)
         steps = [

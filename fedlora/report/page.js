@@ -31,7 +31,10 @@
     for (const [name, axis] of Object.entries(layout)) {
       if (!/^[xy]axis\d*$/.test(name)) continue;
       Object.assign(axis, { gridcolor: colours.grid, linecolor: colours.line, tickcolor: colours.line, showline: true, ticks: "outside", ticklen: 4 });
-      if (axis.ticktext && width < 500) axis.ticktext = axis.ticktext.map((text) => short(text, name[0] === "y" ? 16 : 12));
+      if (axis.ticktext && width < 500) {
+        const every = name[0] === "x" ? Math.ceil(axis.ticktext.length / 8) : 1;
+        axis.ticktext = axis.ticktext.map((text, place) => (place % every ? "" : short(text, name[0] === "y" ? 16 : 12)));
+      }
     }
     return figure;
   };

@@ -271,3 +271,11 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     command = f"{sys.executable} -m fedlora assets list --format json | head -c 10"
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("{") and "Traceback" not in done.stderr
+
+
+def test_log_on_the_command_line_is_the_key_of_the_run_file() -> None:
+    from fedlora.cli.common import Log, read_arguments, with_log
+
+    arguments = with_log(["rounds=1"], [Log.wandb, Log.mlflow, Log.wandb])
+    assert read_arguments(arguments).output.log == ["wandb", "mlflow"]
+    assert with_log(["rounds=1"], None) == ["rounds=1"]
