@@ -195,6 +195,7 @@ def main() -> None:
             for case in CASES:
                 if options.cases in case.name:
                     results.append(measure(case, count, options.rounds, Ground(Path(name))))
+                    save(options.out, {"settings": vars(options) | {"out": None}, "rows": results})
                     print(
                         f"{count} nodes, {case.name}: {statistics.median(results[-1]['seconds']):.2f} s",
                         file=sys.stderr,
@@ -205,7 +206,6 @@ def main() -> None:
         kilobytes = [f"{found[key] / 1000:.0f}" for key in ("payload_bytes", "wire_bytes")]
         rows.append([found["case"]["name"], str(found["nodes"]), span(found["seconds"]), *kilobytes])
     print(table(["", "nodes", "seconds a round", "payload, kB a node and round", "on the wire, kB"], rows))
-    save(options.out, {"settings": vars(options) | {"out": None}, "rows": results})
 
 
 if __name__ == "__main__":
