@@ -60,13 +60,12 @@ def node_disk_full(run: FaultyRun) -> Told:
     before = trainer.rlimit(psutil.RLIMIT_FSIZE)
     began = time.monotonic()
     trainer.rlimit(psutil.RLIMIT_FSIZE, (0, before[1]))
-    line, noticed = run.told.wait(r"^ +(node-0|client 0): ", began)
-    number = run.round
+    line, noticed = run.told.wait(r"^ +(node-0|client 0): .*cannot write", began)
+    status = next(row["status"] for row in reversed(run.rows()) if row["client"] == 0 and row["status"] != "ok")
     time.sleep(3.0)
     room = time.monotonic()
     trainer.rlimit(psutil.RLIMIT_FSIZE, before)
-    whole = run.whole(room, ALL)
-    return Told(run.status(number, 0), line, noticed, whole)
+    return Told(status, line, noticed, run.whole(room, ALL))
 
 
 def link_down(run: FaultyRun, seconds: float = 20.0) -> Told:
