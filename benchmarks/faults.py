@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import re
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -77,6 +78,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="faults in whose name this pattern is found")
     parser.add_argument("--out", type=Path, help="write results as JSON, beside those of other faults that are there already")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started ends with the blocks that started it
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), options.turns, options.only)
     if options.out and options.out.exists():
