@@ -57,11 +57,11 @@ def trainer_killed(run: FaultyRun) -> Told:
 def node_disk_full(run: FaultyRun) -> Told:
     """The trainer may write nothing any more, as on a disk that is full; three seconds after the server said so it may again."""
     trainer = run.trainer(0)
-    before = trainer.rlimit(psutil.RLIMIT_FSIZE)
+    before, first = trainer.rlimit(psutil.RLIMIT_FSIZE), run.round
     began = time.monotonic()
     trainer.rlimit(psutil.RLIMIT_FSIZE, (0, before[1]))
     line, noticed = run.told.wait(r"^ +(node-0|client 0): .*cannot write", began)
-    status = next(row["status"] for row in reversed(run.rows()) if row["client"] == 0 and row["status"] != "ok")
+    status = run.failure(first, 0)
     time.sleep(3.0)
     room = time.monotonic()
     trainer.rlimit(psutil.RLIMIT_FSIZE, before)

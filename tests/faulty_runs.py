@@ -117,6 +117,19 @@ class FaultyRun:
         wait_until(there, PATIENCE_S, f"round {number}")
         return found[0]
 
+    def failure(self, since: int, client: int) -> str:
+        """Return what clients.jsonl says of the first round from `since` on in which a client failed, waiting for it."""
+        found: list[str] = []
+
+        def there() -> bool:
+            # A line on the server's screen comes with the reply, the row of the log only when the round ends.
+            hit = (row for row in self.rows() if row["round"] >= since and row["client"] == client)
+            found[:] = [row["status"] for row in hit if row["status"] != "ok"]
+            return bool(found)
+
+        wait_until(there, PATIENCE_S, f"a failure of client {client}")
+        return found[0]
+
     @property
     def round(self) -> int:
         """The round that is under way."""
