@@ -3,7 +3,7 @@
     python benchmarks/deployment.py                   about ten minutes on two idle cores
 
 SuperLink, SuperNodes, TLS and node keys are real, all on this machine; every node's connections go through a relay that counts.
-Two apps: an echo (Flower's FedAvg, 0.6 MB each way in 48 arrays or in one; nothing is computed), and a fedlora run with a tiny
+Two apps: an echo (Flower's FedAvg, 0.6 MB each way in 48 arrays or in one; nothing is trained), and a fedlora run with a tiny
 model (one local step), whose messages are one packed array. Bytes are those of TCP payloads: what HTTP, TLS and asking for work
 add is in them.
 """
@@ -171,9 +171,17 @@ def measure(case: Case, count: int, rounds: int, ground: Ground) -> dict[str, An
         wire = counting.carried - before
     warm = seconds[1:]
     return {
-        "case": asdict(case), "nodes": count, "seconds": warm, "first": seconds[0],
+        "case": asdict(case), "nodes": count, "rounds": rounds, "seconds": warm, "first": seconds[0],
         "payload_bytes": payload / rounds / count, "wire_bytes": wire / rounds / count, "load": os.getloadavg()[0],
     }  # fmt: skip
+
+
+def kept(out: Path | None, again: str, counts: list[int]) -> list[dict[str, Any]]:
+    """Return the rows of an earlier call that are not measured again."""
+    if out is None or not out.exists():
+        return []
+    rows: list[dict[str, Any]] = json.loads(out.read_text())["rows"]
+    return [row for row in rows if again not in row["case"]["name"] or row["nodes"] not in counts]
 
 
 def main() -> None:
@@ -182,12 +190,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the results as JSON")
     parser.add_argument("--nodes", type=int, nargs="+", default=[2, 8], help="SuperNodes (default 2 8)")
     parser.add_argument("--rounds", type=int, default=6, help="rounds; the first warms up (default 6)")
-    parser.add_argument("--cases", default="", help="only cases whose name holds this")
+    parser.add_argument("--cases", default="", help="only cases whose name holds this; what `--out` has of the others is kept")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started ends with the blocks that started it
     calm()
     print(machine() + "\n", flush=True)
-    results = []
+    results = kept(options.out, options.cases, options.nodes)
     with tempfile.TemporaryDirectory() as name:
         tiny_text_model(Path(name) / "model")
         write_rows(Path(name) / "data.csv")
@@ -195,14 +203,15 @@ def main() -> None:
             for case in CASES:
                 if options.cases in case.name:
                     results.append(measure(case, count, options.rounds, Ground(Path(name))))
-                    save(options.out, {"settings": vars(options) | {"out": None}, "rows": results})
+                    save(options.out, {"rows": results})
                     print(
                         f"{count} nodes, {case.name}: {statistics.median(results[-1]['seconds']):.2f} s",
                         file=sys.stderr,
                         flush=True,
                     )
     rows = []
-    for found in results:
+    order = [case.name for case in CASES]
+    for found in sorted(results, key=lambda row: (row["nodes"], order.index(row["case"]["name"]))):
         kilobytes = [f"{found[key] / 1000:.0f}" for key in ("payload_bytes", "wire_bytes")]
         rows.append([found["case"]["name"], str(found["nodes"]), span(found["seconds"]), *kilobytes])
     print(table(["", "nodes", "seconds a round", "payload, kB a node and round", "on the wire, kB"], rows))

@@ -1,4 +1,4 @@
-"""A Flower app whose nodes send back what they get: Flower's FedAvg, over Flower's own grid or over fedlora's."""
+"""A Flower app whose nodes send back as much as they get: Flower's FedAvg, over Flower's own grid or over fedlora's."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ server = ServerApp()
 
 @client.train()
 def echo(message: Message, context: Context) -> Message:
-    """Send back what came."""
-    content = RecordDict({"arrays": message.content.array_records["arrays"], "metrics": MetricRecord({"num-examples": 1})})
+    """Send back arrays of the same shapes."""
+    # Other numbers than those that came: Flower sends no object that the other side holds already, and each round's model is new.
+    random = np.random.default_rng()
+    came = message.content.array_records["arrays"]
+    arrays = ArrayRecord({name: Array(random.random(array.numpy().shape, np.float32)) for name, array in came.items()})
+    content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})})
     return Message(content, reply_to=message)
 
 
@@ -34,7 +38,7 @@ def serve(grid: Grid, context: Context) -> None:
 
         grid = PollingGrid(grid, DeploymentConfig())
     strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=nodes, min_available_nodes=nodes)
-    pieces = np.array_split(np.ones(int(settings["numbers"]), np.float32), count)
+    pieces = np.array_split(np.random.default_rng(0).random(int(settings["numbers"]), np.float32), count)
     arrays = ArrayRecord({f"layer{number}": Array(piece) for number, piece in enumerate(pieces)})
     seconds = []
     while len(list(grid.get_node_ids())) < nodes:
