@@ -28,10 +28,14 @@ _EXECUTOR = "flwr.supercore.superexec.executor.subprocess_executor"
 _CONNECTION = "flwr.supernode.fleet_http_connection"
 _OBJECTS = "flwr.supercore.inflatable.inflatable_utils"
 _SUPEREXEC = "flwr.supercore.superexec.run_superexec"
+_DATABASE = "flwr.supercore.sql_mixin"
+_TAKE_ARRAYS = ("flwr.superlink.servicer.fleet.fleet_handlers", "flwr.superlink.servicer.runtime.runtime_handlers")
 # Seconds after which an array that is announced and not there yet is asked for again; doubled each time.
 _PULL_AGAIN_S = 0.05
 # Seconds after which it is looked first whether a client app is done.
 _FIRST_LOOK_S = 0.05
+# Milliseconds that a request waits for the SuperLink's database; Flower gives up after 5,000.
+_DATABASE_MS = 60_000
 
 
 def message_for(content: RecordDict, kind: str, run: int, node: int, group: str) -> Message:
@@ -139,6 +143,56 @@ def _passing(error: Exception) -> bool:
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code == httpx.codes.INTERNAL_SERVER_ERROR
     return isinstance(error, httpx.TransportError) and "certificate verify failed" not in str(error).lower()
+
+
+def bear_with_database() -> list[str]:
+    """Let the SuperLink in this process wait for its database, and take an array twice; return what could not be changed.
+
+    Many nodes that send many arrays at once keep the database busy for longer than Flower waits. And an array that has come is
+    refused when it comes again, as it does where the answer was lost on the way, or where counting its bytes failed after it
+    was stored: the node then drops its whole reply, and the round waits for it in vain.
+    """
+    missing = []
+    try:
+        database = importlib.import_module(_DATABASE)
+        if "busy_timeout" not in dict(database.SQLITE_PRAGMAS):
+            raise AttributeError
+        database.SQLITE_PRAGMAS = tuple(  # type: ignore[attr-defined]
+            (name, str(_DATABASE_MS) if name == "busy_timeout" else value) for name, value in database.SQLITE_PRAGMAS
+        )
+    except (ImportError, AttributeError, TypeError, ValueError):
+        missing.append(_DATABASE)
+    for name in _TAKE_ARRAYS:
+        try:
+            handlers = importlib.import_module(name)
+            answer = importlib.import_module("flwr.proto.message_pb2").PushObjectResponse
+            handlers.push_object = taking_twice(handlers.push_object, lambda answer=answer: answer(stored=True))  # type: ignore[attr-defined]
+        except (ImportError, AttributeError):
+            missing.append(name)
+    return missing
+
+
+def taking_twice(push: Callable[..., Any], stored: Callable[[], Any]) -> Callable[..., Any]:
+    """Return Flower's handler of an array that a node sends, for which an array that is there already is one that was stored.
+
+    Args:
+        push: The handler as it is; called with the request and the SuperLink's state first.
+        stored: Makes the answer that an array was stored.
+    """
+
+    def take(request: Any, state: Any, *more: Any, **named: Any) -> Any:
+        def there() -> bool:
+            return bool(state.object_store.get(request.object_id) == request.object_content)
+
+        try:
+            answer = push(request, state, *more, **named)
+        except Exception:
+            if there():
+                return stored()
+            raise
+        return answer if answer.stored or not there() else stored()
+
+    return take
 
 
 def launch_clients_by(program: str, launch: Callable[[Sequence[str]], Any]) -> bool:

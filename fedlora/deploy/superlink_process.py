@@ -1,4 +1,4 @@
-"""Flower's SuperLink, with a bound on every request's size.
+"""Flower's SuperLink, with a bound on every request's size and patience with its database.
 
 Flower reads a request whole before it asks who sends it, and has no setting that bounds it: anybody who reaches the port could
 fill the server's memory. Run as `python -m fedlora.deploy.superlink_process ARGUMENTS OF flower-superlink`.
@@ -12,6 +12,8 @@ from importlib.metadata import entry_points
 from typing import Any
 
 import uvicorn
+
+from fedlora.deploy.flower_private import bear_with_database
 
 FLEET_BYTES = 6 * 2**20
 """Largest request of a node, bytes: Flower cuts arrays into pieces of 5 MiB, each a request of its own."""
@@ -77,6 +79,7 @@ def main() -> None:
     def bounded(app: _App, **named: Any) -> None:
         run(BoundedRequests(app), **named)
 
+    bear_with_database()
     uvicorn.run = bounded  # type: ignore[assignment]
     sys.argv[0] = "flower-superlink"
     superlink()

@@ -212,11 +212,12 @@ def test_every_private_name_is_there_in_the_installed_flower() -> None:
     """Where this fails, Flower has moved something: rounds would take seconds longer, and nobody would notice."""
     code = (
         "from fedlora.deploy.flower_private import hasten_supernode, keep_trying, launch_clients_by, sleep_in_superexec_by\n"
+        "from fedlora.deploy.flower_private import bear_with_database\n"
         "from flwr.supercore.superexec import run_superexec\n"
         "import flwr.supernode.start_client_internal as loop, time, httpx\n"
         "import flwr.supernode.fleet_http_connection as fleet\n"
         "from flwr.supercore.superexec.executor import subprocess_executor\n"
-        "missing, launched = hasten_supernode(0.1) + keep_trying(), []\n"
+        "missing, launched = hasten_supernode(0.1) + keep_trying() + bear_with_database(), []\n"
         "began = time.monotonic(); loop.time.sleep(3); loop.time.sleep(0.5); slept = time.monotonic() - began\n"
         "looks, began = 0, time.monotonic()\n"
         "while time.monotonic() < began + 3: loop.time.sleep(0.5); looks += 1\n"
