@@ -237,15 +237,19 @@ def run_cell(cell: Cell, scale: Scale, out: Path) -> dict[str, Any]:
     return {**_plain(cell), **outcome}
 
 
-def sweep(cell_of: Callable[[float], Cell], scale: Scale, out: Path) -> dict[float, float]:
-    """Return validation accuracy by learning rate: the first three of the grid, and on until the best has worse on both sides."""
-    found = {lr: _score(cell_of(lr), scale, out) for lr in (scale.grid[index] for index in scale.first)}
+def sweep(cells_of: Callable[[float], list[Cell]], scale: Scale, out: Path) -> dict[float, float]:
+    """Return validation accuracy by learning rate: the first three of the grid, and on until the best has worse on both sides.
+
+    Args:
+        cells_of: The runs of a rate, whose mean counts.
+    """
+    found = {lr: _score(cells_of(lr), scale, out) for lr in (scale.grid[index] for index in scale.first)}
     while True:
         at = scale.grid.index(best_of(found))
         fresh = [lr for lr in scale.grid[max(0, at - 1) : at + 2] if lr not in found]
         if not fresh:
             return dict(sorted(found.items()))
-        found |= {lr: _score(cell_of(lr), scale, out) for lr in fresh}
+        found |= {lr: _score(cells_of(lr), scale, out) for lr in fresh}
 
 
 def best_of(found: dict[float, float]) -> float:
@@ -253,8 +257,8 @@ def best_of(found: dict[float, float]) -> float:
     return max(sorted(found), key=lambda lr: found[lr])
 
 
-def _score(cell: Cell, scale: Scale, out: Path) -> float:
-    return float(run_cell(cell, scale, out)["validation"])
+def _score(cells: list[Cell], scale: Scale, out: Path) -> float:
+    return float(np.mean([run_cell(cell, scale, out)["validation"] for cell in cells]))
 
 
 def _plain(cell: Cell) -> dict[str, Any]:
