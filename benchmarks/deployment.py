@@ -1,6 +1,6 @@
 """What a round of a real deployment costs beside its training: seconds and bytes, Flower's defaults beside fedlora's nodes.
 
-    python benchmarks/deployment.py                   about ten minutes on two idle cores
+    python benchmarks/deployment.py                   about half an hour on two idle cores
 
 SuperLink, SuperNodes, TLS and node keys are real, all on this machine; every node's connections go through a relay that counts.
 Two apps: an echo (Flower's FedAvg, 0.6 MB each way in 48 arrays or in one; nothing is trained), and a fedlora run with a tiny
