@@ -100,7 +100,7 @@ def oversized(reply: Frame, node: Spoiler) -> Frame:
 
 def late(reply: Frame, node: Spoiler) -> Frame:
     """A sound update after the deadline."""
-    time.sleep(20)
+    time.sleep(36)
     return reply
 
 

@@ -28,6 +28,9 @@ torch.set_num_threads(1)
 # A shell starts what runs in its background deaf to Ctrl-C, and children inherit that; tests send Ctrl-C to theirs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# And `nohup` what it starts deaf to a terminal that closes, which tests close. Children of a handler start with none.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 # No deadline: the machines that run the suite are shared. Derandomised: a change either breaks a test or does not.
 settings.register_profile("fedlora", deadline=None, derandomize=True)
