@@ -10,6 +10,7 @@ import math
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -166,7 +167,7 @@ def bear_with_database() -> list[str]:
         try:
             handlers = importlib.import_module(name)
             answer = importlib.import_module("flwr.proto.message_pb2").PushObjectResponse
-            handlers.push_object = taking_twice(handlers.push_object, lambda answer=answer: answer(stored=True))  # type: ignore[attr-defined]
+            handlers.push_object = taking_twice(handlers.push_object, partial(answer, stored=True))  # type: ignore[attr-defined]
         except (ImportError, AttributeError):
             missing.append(name)
     return missing
