@@ -53,15 +53,20 @@ def hasten_supernode(poll_s: float) -> list[str]:
     Args:
         poll_s: Seconds between two looks for a message.
     """
-    missing = []
+    hastened = _give_instead(_LOOP, "time", time, SimpleNamespace(sleep=_Waits(poll_s).sleep))
+    return [*([] if hastened else [_LOOP]), *hasten_pulls()]
+
+
+def _give_instead(module: str, name: str, usual: object, instead: object) -> bool:
+    """Let a module of Flower use something else under a name, if it stands for what is usual; return whether it does."""
     try:
-        loop = importlib.import_module(_LOOP)
-        if loop.time is not time:
-            raise AttributeError
-        loop.time = SimpleNamespace(sleep=_Waits(poll_s).sleep)  # type: ignore[attr-defined]
+        found = importlib.import_module(module)
+        if getattr(found, name) is not usual:
+            return False
     except (ImportError, AttributeError):
-        missing.append(_LOOP)
-    return missing + hasten_pulls()
+        return False
+    setattr(found, name, instead)
+    return True
 
 
 class _Waits:
@@ -106,14 +111,7 @@ def hasten_pulls() -> list[str]:
 
 def sleep_in_superexec_by(sleep: Callable[[float], None]) -> bool:
     """Let the SuperExec in this process sleep by `sleep(seconds)` between two looks for work; return whether it will."""
-    try:
-        loop = importlib.import_module(_SUPEREXEC)
-        if loop.time is not time:
-            return False
-    except (ImportError, AttributeError):
-        return False
-    loop.time = SimpleNamespace(sleep=sleep)  # type: ignore[attr-defined]
-    return True
+    return _give_instead(_SUPEREXEC, "time", time, SimpleNamespace(sleep=sleep))
 
 
 def keep_trying() -> list[str]:
@@ -198,15 +196,8 @@ def taking_twice(push: Callable[..., Any], stored: Callable[[], Any]) -> Callabl
 
 def launch_clients_by(program: str, launch: Callable[[Sequence[str]], Any]) -> bool:
     """Let the SuperExec in this process start `program` by `launch(command line)`; return whether it will."""
-    try:
-        executor = importlib.import_module(_EXECUTOR)
-        if executor.subprocess is not subprocess:
-            return False
-    except (ImportError, AttributeError):
-        return False
 
     def start(arguments: Sequence[str], **named: Any) -> Any:
         return launch(arguments) if arguments[0] == program else subprocess.Popen(arguments, **named)
 
-    executor.subprocess = SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL)  # type: ignore[attr-defined]
-    return True
+    return _give_instead(_EXECUTOR, "subprocess", subprocess, SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL))

@@ -79,7 +79,8 @@ def main() -> None:
     def bounded(app: _App, **named: Any) -> None:
         run(BoundedRequests(app), **named)
 
-    bear_with_database()
+    for name in bear_with_database():
+        print(f"{name} is not as in Flower 1.41: many arrays sent at once may cost a node its reply", file=sys.stderr)
     uvicorn.run = bounded  # type: ignore[assignment]
     sys.argv[0] = "flower-superlink"
     superlink()

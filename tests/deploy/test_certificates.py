@@ -26,8 +26,8 @@ def made(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _handshake(folder: Path, name: str, authority: Path) -> None:
-    """Let a client that trusts `authority` meet the server under `name` (raises what TLS refuses)."""
+def _handshake(folder: Path, name: str, authority: Path) -> bytes:
+    """Let a client that trusts `authority` meet the server under `name`; return its certificate (raises what TLS refuses)."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(folder / "server.crt", folder / "server.key")
     left, right = socket.socketpair()
@@ -41,7 +41,8 @@ def _handshake(folder: Path, name: str, authority: Path) -> None:
     thread = threading.Thread(target=accept)
     thread.start()
     try:
-        ssl.create_default_context(cafile=str(authority)).wrap_socket(left, server_hostname=name).close()
+        with ssl.create_default_context(cafile=str(authority)).wrap_socket(left, server_hostname=name) as met:
+            return met.getpeercert(binary_form=True) or b""
     finally:
         left.close()
         thread.join()
@@ -49,7 +50,8 @@ def _handshake(folder: Path, name: str, authority: Path) -> None:
 
 @pytest.mark.parametrize("name", ["server.example.org", "10.77.0.1", "localhost", "127.0.0.1", "::1"])
 def test_a_client_of_this_authority_meets_the_server(made: Path, name: str) -> None:
-    _handshake(made, name, made / "ca.crt")
+    certificate = ssl.PEM_cert_to_DER_cert((made / "server.crt").read_text())
+    assert _handshake(made, name, made / "ca.crt") == certificate
 
 
 def test_other_names_and_other_authorities_are_refused(made: Path) -> None:

@@ -38,10 +38,12 @@ def test_signals_that_stop_a_node(number: int, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == "stopped\n" and signal.getsignal(number) == before
 
 
-def test_a_node_that_nohup_started_outlives_its_terminal() -> None:
+def test_a_node_that_nohup_started_outlives_its_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with stoppable():
             os.kill(os.getpid(), signal.SIGHUP)
+            print("goes on")
     finally:
         signal.signal(signal.SIGHUP, before)
+    assert capsys.readouterr().out == "goes on\n"

@@ -10,19 +10,18 @@ import httpx
 import pytest
 from flwr.app import Array, ArrayRecord, Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from fedlora.config import DeploymentConfig
 from fedlora.deploy.flower_private import message_for
 from fedlora.deploy.polling import PollingGrid
 from fedlora.errors import FedLoRAError
 from fedlora.federation.client import CLIENT_FAILED
+from grids import BareGrid
 
 _QUICK = DeploymentConfig(poll_s=0.01, round_timeout_s=0.3, max_payload_mb=0.001)
 
 
-class _Link(Grid):
+class _Link(BareGrid):
     """A SuperLink as its grid shows it: replies become ready at given times, and calls may break.
 
     Args:
@@ -47,16 +46,6 @@ class _Link(Grid):
                 response = httpx.Response(self.trouble, request=httpx.Request("POST", "https://link"))
                 raise httpx.HTTPStatusError("trouble", request=response.request, response=response)
             raise httpx.ReadError("[SSL] the other side is gone")
-
-    def set_run(self, run: Run) -> None:
-        raise NotImplementedError
-
-    @property
-    def run(self) -> Run:
-        return Run.create_empty(1)
-
-    def create_message(self, *arguments: object, **named: object) -> Message:
-        raise NotImplementedError
 
     def get_node_ids(self) -> Iterable[int]:
         self._maybe_break()

@@ -7,30 +7,19 @@ from typing import Any
 
 import pytest
 from flwr.app import Error, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from fedlora.errors import FedLoRAError
 from fedlora.federation.roll import Latecomers, Roster, call_roll
+from grids import BareGrid
 
 
-class _Nodes(Grid):
+class _Nodes(BareGrid):
     """Nodes that answer at once, by what they say of themselves; an Error is sent as one, None is silence."""
 
     def __init__(self, says: dict[int, Any]) -> None:
         self.says, self.online = says, sorted(says)
         self.asked: list[int] = []
         self._waiting: dict[str, Message] = {}
-
-    def set_run(self, run: Run) -> None:
-        raise NotImplementedError
-
-    @property
-    def run(self) -> Run:
-        return Run.create_empty(1)
-
-    def create_message(self, *arguments: object, **named: object) -> Message:
-        raise NotImplementedError
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.online)
