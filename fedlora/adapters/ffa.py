@@ -1,6 +1,7 @@
 """FFA-LoRA: A is frozen and the same for everybody, only B trains and travels (Sun et al. 2024, arXiv 2403.12313).
 
-With a common A the mean of B A over clients is (mean of B) A, so averaging is exact, at any mix of ranks per component.
+With a common A the mean of B A over clients is (mean of B) A, so averaging is exact where all clients have the same ranks; with
+mixed ranks each component is the mean over the clients that sent it.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from fractions import Fraction
+from typing import ClassVar, get_args
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora.adapters import Adapter, Tensors
+from fedlora.config import AggregatorConfig
 from fedlora.errors import AggregationError, ConfigError
 from fedlora.registry import Registry
 from fedlora.wire import TensorSpec
@@ -120,9 +122,11 @@ class Aggregator(ABC):
         self.adapters = list(adapters)
         self.weighting = self.default_weighting if weighting == "auto" else weighting
         if self.weighting not in self.weightings:
+            given = get_args(AggregatorConfig.model_fields["weighting"].annotation)  # a rule's own way has no value in a run file
+            fits = [f"'{value}'" for value in given if value == "auto" or value in self.weightings]
             raise ConfigError(
                 f"aggregator.weighting = '{weighting}' does not fit aggregator.method = '{self.name}', which weights clients in "
-                f"its own way: use 'auto' or '{self.weightings[0]}'"
+                f"its own way: use {' or '.join(fits)}"
             )
         reason = self.objection()
         if reason:
@@ -153,6 +157,18 @@ class Aggregator(ABC):
             return ""
         return "it compares clients entry by entry and cannot mix ranks"
 
+    def objection_to_count(self, clients: int) -> str:
+        """Return why the replies of so many clients cannot be aggregated together, or nothing."""
+        return ""
+
+    def check_count(self, clients_per_round: int) -> None:
+        """Refuse a run whose rounds have too few clients for the rule even if all of them reply (ConfigError)."""
+        if reason := self.objection_to_count(clients_per_round):
+            raise ConfigError(
+                f"clients_per_round = {clients_per_round} does not fit aggregator.method = '{self.name}': {reason}. "
+                "Raise clients_per_round or change aggregator.options"
+            )
+
     def penalty(self, sites: Sequence[Tensors], ranks: Tensor) -> Tensor | None:
         """Return what clients add to their mean losses, `[K]`, or None.
 
@@ -171,8 +187,15 @@ class Aggregator(ABC):
         return [adapter.at(round_number) for adapter in self.adapters]
 
     def weights(self, updates: Sequence[Update]) -> list[float]:
-        """Return one positive weight per update, not yet normalised."""
-        return [float(update.examples) if self.weighting == "examples" else 1.0 for update in updates]
+        """Return one weight per update, not yet normalised.
+
+        Raises:
+            AggregationError: They add up to nothing.
+        """
+        weights = [float(update.examples) if self.weighting == "examples" else 1.0 for update in updates]
+        if updates and not sum(weights) > 0:
+            raise AggregationError("there is nothing to aggregate: the clients of the round have no examples to be weighted by")
+        return weights
 
     @abstractmethod
     def aggregate(self, updates: Sequence[Update], state: GlobalState, round_number: int) -> tuple[GlobalState, list[float]]:
@@ -181,7 +204,7 @@ class Aggregator(ABC):
         `state` is not changed; what no client sent keeps its values bit by bit.
 
         Raises:
-            AggregationError: There is no update.
+            AggregationError: There is no update, or the rule can make nothing of those that there are.
         """
 
     def export_factors(self, index: int, site: Tensors) -> Merge:
@@ -215,7 +238,8 @@ class CoverageMean:
     """Weighted mean of tensors of which each client may have sent only a part.
 
     Every entry is averaged over the clients that sent it, with weights renormalised per entry; entries that nobody sent keep
-    their old value. Shapes are compared, never broadcast.
+    their old value. Names and shapes are compared, never broadcast. Sums are kept in float64: no float32 that a client can send
+    makes them overflow, whatever its weight, and the mean of float32 numbers is one itself.
 
     Args:
         old: What entries keep that nobody sends.
@@ -224,13 +248,15 @@ class CoverageMean:
 
     def __init__(self, old: Tensors, over: float | None = None) -> None:
         self.old, self.over = old, over
-        self.total = {name: torch.zeros_like(tensor) for name, tensor in old.items()}
+        self.total = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in old.items()}
         # Weight of the clients that sent a whole tensor, and per entry of those that left some out: most runs have none.
         self.whole = dict.fromkeys(old, 0.0)
         self.partial: Tensors = {}
 
     def add(self, values: Tensors, masks: Tensors | None, weight: float) -> None:
         """Take one client's values; `masks` (bool) says which entries it sent, None means all."""
+        if values.keys() != self.old.keys():
+            raise ValueError(f"there are tensors {sorted(values)}, expected {sorted(self.old)}")
         for name, value in values.items():
             if value.shape != self.old[name].shape:
                 raise ValueError(f"tensor '{name}' has shape {tuple(value.shape)}, expected {tuple(self.old[name].shape)}")
@@ -238,7 +264,7 @@ class CoverageMean:
                 raise ValueError(f"the mask of '{name}' has shape {tuple(masks[name].shape)}, expected {tuple(value.shape)}")
             total = self.total[name]
             if masks is None or bool(masks[name].all()):
-                total.add_(value.to(total), alpha=weight)
+                total.add_(value, alpha=weight)
                 self.whole[name] += weight
             else:
                 share = masks[name].to(total) * weight
@@ -254,11 +280,11 @@ class CoverageMean:
             if name in self.partial:
                 weight = self.partial[name] + self.whole[name]
                 sent = weight > 0
-                weight = weight if self.over is None else torch.full_like(weight, self.over)
-                merged[name] = torch.where(sent, self.total[name] / weight.clamp_min(torch.finfo(old.dtype).tiny), old)
+                weight = torch.where(sent, weight, 1.0) if self.over is None else torch.full_like(weight, self.over)
+                merged[name] = torch.where(sent, (self.total[name] / weight).to(old.dtype), old)
                 covered += int(sent.sum())
             else:
-                merged[name] = self.total[name] / (self.over or self.whole[name]) if self.whole[name] else old
+                merged[name] = (self.total[name] / (self.over or self.whole[name])).to(old.dtype) if self.whole[name] else old
                 covered += old.numel() if self.whole[name] else 0
         return merged, covered / entries if entries else 0.0
 
@@ -269,6 +295,11 @@ def mean_head(updates: Sequence[Update], weights: Sequence[float], old: Tensors)
     for update, weight in zip(updates, weights, strict=True):
         mean.add(update.head, None, weight)
     return mean.result()[0]
+
+
+def part_of(share: float, count: int) -> Fraction:
+    """Return share x count with the share taken for the decimal that was written: 0.28 of 25 is 7, not a hair more."""
+    return Fraction(repr(share)) * count
 
 
 AGGREGATORS: Registry[type[Aggregator]] = Registry("aggregator method", "fedlora.aggregators")

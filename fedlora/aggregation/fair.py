@@ -1,13 +1,16 @@
 """LoRA-FAIR: factors are averaged, then the server corrects B so that the product points where the mean update does.
 
 Bian et al. 2024 (arXiv 2411.14961): delta B = argmin 1 - cos(W, (mean(B) + delta B) mean(A)) + lambda |delta B|^2 with W the mean
-of the clients' updates, by gradient descent. Clients go on from mean(A) and mean(B) + delta B; the message is FedIT's. Loss and
+of the clients' updates, by gradient descent. The cosine's curvature goes with 1 / |mean(B)|^2, so the step goes with |mean(B)|^2
+below 1, and is halved where it would make the objective worse: with the paper's fixed step a B that had hardly left zero grew
+thousandfold. Clients go on from mean(A) and mean(B) + delta B; the message is FedIT's. Loss and
 gradient need products of r x r and out x r only: W is never formed. Mixed ranks, per component over their clients, are ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,14 +36,14 @@ class LoRAFair(Aggregator):
         adapters: One per site, in canonical order.
         weighting: "uniform", "examples", or "auto" (examples).
         regulariser: lambda, >= 0.
-        lr: Step size of the descent, > 0.
-        steps: Its steps, >= 0; with 0 the rule is FedIT.
+        lr: Step size that the descent begins with where |mean(B)| >= 1, > 0.
+        steps: Its steps, >= 0, those that were taken back included; with 0 the rule is FedIT.
     """
 
     name = "lora-fair"
     summary = "LoRA-FAIR: factors averaged, then B corrected on the server towards the mean update"
     source = "arXiv 2411.14961"
-    exact = "no, but closer than FedIT's"
+    exact = "no, but its direction is closer than FedIT's"
     mixed_ranks = True
     default_weighting = "examples"
     sliced_downlink = False
@@ -91,17 +94,44 @@ class LoRAFair(Aggregator):
         stacked_a = torch.cat([values["A"].double() for values in placed])
         goal = stacked_b @ (stacked_a @ a.T)  # W mean(A)', so that <W, B A> = <goal, B>
         size = ((stacked_b.T @ stacked_b) * (stacked_a @ stacked_a.T)).sum().clamp_min(0.0).sqrt()
-        delta = torch.zeros_like(b)
+        step = self.lr * min(1.0, float(b.square().sum()))
+        best = self._loss(torch.zeros_like(b), b, gram, goal, size)
+        if best is None:  # nothing to point anywhere
+            return merged["B"]
         for _ in range(self.steps):
-            now = b + delta
-            pulled = now @ gram
-            square = (now * pulled).sum()
-            scale = size * square.clamp_min(0.0).sqrt()
-            if not float(scale) > 0:  # nothing to point anywhere
-                break
-            gradient = 2 * self.regulariser * delta - (goal - (goal * now).sum() / square * pulled) / scale
-            delta = delta - self.lr * torch.where(sent, gradient, 0.0)
-        return torch.where(sent, b + delta, b).to(merged["B"].dtype)
+            trial = self._loss(best.delta - step * torch.where(sent, best.gradient, 0.0), b, gram, goal, size)
+            if trial is not None and trial.value <= best.value:
+                best = trial
+            else:
+                step /= 2
+        return torch.where(sent, b + best.delta, b).to(merged["B"].dtype)
+
+    def _loss(self, delta: Tensor, b: Tensor, gram: Tensor, goal: Tensor, size: Tensor) -> _Loss | None:
+        """Return the paper's objective at a delta B, None where the product vanishes and has no direction.
+
+        Args:
+            delta: `[out, r]`, as are `b`, mean(B), and `goal`, W mean(A)'.
+            gram: mean(A) mean(A)', `[r, r]`.
+            size: Norm of W.
+        """
+        now = b + delta
+        pulled = now @ gram
+        square = (now * pulled).sum()
+        scale = size * square.clamp_min(0.0).sqrt()
+        if not float(scale) > 0:
+            return None
+        along = (goal * now).sum()
+        value = 1 - along / scale + self.regulariser * delta.square().sum()
+        return _Loss(float(value), delta, 2 * self.regulariser * delta - (goal - along / square * pulled) / scale)
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """The objective at a delta B, and its gradient there."""
+
+    value: float
+    delta: Tensor
+    gradient: Tensor
 
 
 AGGREGATORS.add(LoRAFair.name, LoRAFair, LoRAFair.summary)

@@ -1,8 +1,8 @@
 """HetLoRA: clients of different ranks, padded with zeros, weighted by the size of their updates, pruning themselves.
 
 Cho et al., EMNLP 2024 (arXiv 2401.06432). A client of rank r works with the leading r components. Its loss has a penalty on the
-tail, lambda |B[:, t:]| |A[t:]| with t = floor(gamma r); where training made that product smaller than it was in what the client
-received, the tail is dropped for good: the client sends t components, and is not asked for more again.
+tail, lambda |B[:, t:]| |A[t:]| with t = floor(gamma r), at least 1; where training made that product smaller than it was in what
+the client received, the tail is dropped for good: the client sends t components, and is not asked for more again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from fedlora.aggregation.base import (
     Update,
     in_order,
     mean_head,
+    part_of,
     plain_lora,
 )
 from fedlora.errors import ConfigError
@@ -65,6 +66,9 @@ class HetLoRA(Aggregator):
         if not isinstance(pruning, bool):
             raise ConfigError(f"aggregator.options.pruning must be true or false, got {pruning!r}")
         self.gamma, self.sparsity, self.pruning = float(gamma), float(sparsity), pruning
+        # Where the tail of each rank begins, for penalty and pruning alike; one component always stays.
+        most = max(adapter.cap for adapter in self.adapters)
+        self.tails = torch.tensor([max(1, math.floor(part_of(self.gamma, rank))) for rank in range(most + 1)])
 
     def objection(self) -> str:
         return plain_lora(self.adapters)
@@ -73,15 +77,16 @@ class HetLoRA(Aggregator):
         if not self.sparsity:
             return None
         total = torch.zeros(len(ranks), device=ranks.device)
+        tails = self.tails.to(ranks.device)[ranks]
         for index, params in enumerate(sites):
-            own = ranks[:, index : index + 1]
+            first, own = tails[:, index : index + 1], ranks[:, index : index + 1]
             at = torch.arange(params["A"].shape[1], device=ranks.device)
-            tail = ((at >= torch.floor(self.gamma * own)) & (at < own)).to(params["A"])
+            tail = ((at >= first) & (at < own)).to(params["A"])
             total = total + _tail_norm(params["B"] * tail[:, None, :], params["A"] * tail[:, :, None])
         return self.sparsity * total
 
     def settle(self, index: int, rho: int, start: Tensors, trained: Tensors) -> int:
-        tail = max(1, math.floor(self.gamma * rho))
+        tail = int(self.tails[rho])
         if not self.pruning or rho <= tail:
             return rho
         before, after = (_tail_norm(site["B"][None, :, tail:rho], site["A"][None, tail:rho]) for site in (start, trained))
@@ -89,7 +94,7 @@ class HetLoRA(Aggregator):
 
     def weights(self, updates: Sequence[Update]) -> list[float]:
         squares = []
-        for update in updates:
+        for update in updates:  # in float64, whose range holds the fourth power of any float32
             own = 0.0
             for adapter, site, rank in zip(self.adapters, update.sites, update.ranks, strict=True):
                 zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in adapter.state_shapes.items()}

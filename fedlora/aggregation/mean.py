@@ -19,7 +19,8 @@ class _Mean(Aggregator):
             mean = CoverageMean(old, sum(weights) if self.padded else None)
             for update, weight in zip(updates, weights, strict=True):
                 sent = update.sites[index]
-                if sent.keys() == old.keys() and all(sent[name].shape == tensor.shape for name, tensor in old.items()):
+                whole = adapter.snap(update.ranks[index]) == adapter.cap and sent.keys() == old.keys()
+                if whole and all(sent[name].shape == tensor.shape for name, tensor in old.items()):
                     mean.add(sent, None, weight)  # the whole state as it is: nothing to put in place
                 else:
                     mean.add(*adapter.place(sent, update.ranks[index], old), weight)

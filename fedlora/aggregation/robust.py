@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora.adapters import Adapter, Tensors
-from fedlora.aggregation.base import AGGREGATORS, Aggregator, CoverageMean, GlobalState, Update, in_order
+from fedlora.aggregation.base import AGGREGATORS, Aggregator, CoverageMean, GlobalState, Update, in_order, part_of
 from fedlora.errors import AggregationError, ConfigError
 
 
@@ -28,7 +28,7 @@ class _Robust(Aggregator):
     exact = "no: robust"
 
     def placed(self, updates: Sequence[Update], state: GlobalState, round_number: int) -> Iterator[tuple[Tensors, Tensors]]:
-        """Yield (values, masks of what was sent) of each client, keyed as the flat state; shapes are compared."""
+        """Yield (values, masks of what was sent) of each client, keyed as the flat state; names and shapes are compared."""
         old, adapters = state.flat(), self.at(round_number)
         for update in updates:
             values: Tensors = {f"head/{name}": tensor for name, tensor in update.head.items()}
@@ -37,6 +37,8 @@ class _Robust(Aggregator):
                 own, sent = adapter.place(update.sites[index], update.ranks[index], state.sites[index])
                 values |= {f"{index}/{name}": tensor for name, tensor in own.items()}
                 masks |= {f"{index}/{name}": mask for name, mask in sent.items()}
+            if values.keys() != old.keys():
+                raise ValueError(f"there are tensors {sorted(values)}, expected {sorted(old)}")
             for key, tensor in values.items():
                 if tensor.shape != old[key].shape:
                     name = key.partition("/")[2]
@@ -68,7 +70,10 @@ class _EqualShapes(_Robust):
         return ""
 
     def aggregate(self, updates: Sequence[Update], state: GlobalState, round_number: int) -> tuple[GlobalState, list[float]]:
-        pairs = list(self.placed(in_order(updates), state, round_number))
+        updates = in_order(updates)
+        if reason := self.objection_to_count(len(updates)):
+            raise AggregationError(f"aggregator.method = '{self.name}' can make nothing of this round: {reason}")
+        pairs = list(self.placed(updates, state, round_number))
         masks = pairs[0][1]
         if any(not torch.equal(mask, other[key]) for _, other in pairs[1:] for key, mask in masks.items()):
             raise AggregationError(
@@ -102,12 +107,14 @@ class Median(_EqualShapes):
 
 
 class TrimmedMean(_EqualShapes):
-    """Every number becomes the mean of the clients' without the floor(share n) largest and smallest.
+    """Every number becomes the mean of the clients' without the largest and smallest.
+
+    Cut off are floor(share n) at each end, as scipy and Flower do it, but one at least: cutting nobody off would be the mean.
 
     Args:
         adapters: One per site, in canonical order.
         weighting: "uniform" or "auto".
-        share: Share of clients cut off at each end, in [0, 0.5).
+        share: Share of clients cut off at each end, in [0, 0.5); 0 is the mean.
     """
 
     name = "trimmed-mean"
@@ -118,21 +125,29 @@ class TrimmedMean(_EqualShapes):
         super().__init__(adapters, weighting)
         self.share_cut = _share("share", share)
 
+    def objection_to_count(self, clients: int) -> str:
+        if not self.share_cut or clients >= 3:
+            return ""
+        return f"it cuts at least one client off at each end, which takes 3 clients to leave one, and there {_are(clients)}"
+
     def combine(self, stacked: Tensors, old: Tensors) -> Tensors:
-        return {key: _middle(values, int(self.share_cut * len(values))) for key, values in stacked.items()}
+        clients = len(next(iter(stacked.values())))
+        cut = max(1, math.floor(part_of(self.share_cut, clients))) if self.share_cut else 0
+        return {key: _middle(values, cut) for key, values in stacked.items()}
 
 
 class MultiKrum(_EqualShapes):
     """The mean of the updates that lie closest to their neighbours.
 
     A client's score is the sum of squared distances to its n - f - 2 nearest others; the `select` clients with the smallest
-    scores are averaged. Distances are over all sites and the head, on what was changed.
+    scores are averaged. Distances are over all sites and the head, on what was changed. The paper's guarantee needs
+    n >= 2 f + 3; with fewer, attackers who send the same are each other's nearest and win, so that such rounds are refused.
 
     Args:
         adapters: One per site, in canonical order.
         weighting: "uniform" or "auto".
         malicious: Share of clients that may be malicious, in [0, 0.5); f = ceil(malicious n).
-        select: Clients to average, at least 1; default n - f. 1 is Krum.
+        select: Clients to average, 1 to n - f; default n - f. 1 is Krum.
     """
 
     name = "multi-krum"
@@ -148,15 +163,32 @@ class MultiKrum(_EqualShapes):
             raise ConfigError(f"aggregator.options.select must be a whole number of at least 1, got {select!r}")
         self.select = select
 
+    def objection_to_count(self, clients: int) -> str:
+        bad = self._bad(clients)
+        if clients < 2 * bad + 3:
+            return (
+                f"with aggregator.options.malicious = {self.malicious:g}, f = {bad} of {clients} clients may be malicious, and "
+                f"it takes at least 2 f + 3 = {2 * bad + 3} clients to tell them from the others"
+            )
+        if self.select is not None and self.select > clients - bad:
+            return (
+                f"aggregator.options.select = {self.select} is more than n - f = {clients - bad}, the clients that are left "
+                f"where f = {bad} of {clients} may be malicious"
+            )
+        return ""
+
+    def _bad(self, clients: int) -> int:
+        """Return f, the clients that may be malicious."""
+        return math.ceil(part_of(self.malicious, clients))
+
     def combine(self, stacked: Tensors, old: Tensors) -> Tensors:
         clients = len(next(iter(stacked.values())))
         changes = torch.cat([(values.double() - old[key].double()).flatten(1) for key, values in stacked.items()], dim=1)
-        bad = math.ceil(self.malicious * clients)
-        near = min(max(1, clients - bad - 2), clients - 1)
+        bad = self._bad(clients)
         distances = torch.cdist(changes, changes).square()
         distances.fill_diagonal_(math.inf)
-        scores = distances.sort(dim=1).values[:, :near].sum(dim=1)
-        best = scores.argsort(stable=True)[: self.select or max(1, clients - bad)].sort().values
+        scores = distances.sort(dim=1).values[:, : clients - bad - 2].sum(dim=1)
+        best = scores.argsort(stable=True)[: self.select or clients - bad].sort().values
         return {key: values[best].mean(dim=0) for key, values in stacked.items()}
 
 
@@ -166,7 +198,8 @@ class NormBound(_Robust):
     Args:
         adapters: One per site, in canonical order.
         weighting: "uniform", "examples", or "auto" (uniform).
-        bound: The length, > 0; default: the median of the round's lengths.
+        bound: The length, > 0; default: the median of the round's lengths, the lower one of two in the middle: their mean
+            would let half of the clients lift it as they like.
     """
 
     name = "norm-bound"
@@ -189,11 +222,12 @@ class NormBound(_Robust):
             math.sqrt(sum(float((values[key].double() - old[key].double()).square().sum()) for key in values))
             for values, _ in pairs
         ]
-        bound = float(np.median(norms)) if self.bound is None else self.bound
+        bound = sorted(norms)[(len(norms) - 1) // 2] if self.bound is None else self.bound
         mean = CoverageMean(old)
         for (values, masks), weight, norm in zip(pairs, self.weights(updates), norms, strict=True):
-            factor = min(1.0, bound / norm) if norm else 1.0
-            cut = {key: old[key] + (value - old[key]) * factor for key, value in values.items()} if factor < 1 else values
+            factor, cut = min(1.0, bound / norm) if norm else 1.0, values
+            if factor < 1:  # in float64, where the difference of two float32 does not overflow
+                cut = {key: old[key].double() + (value.double() - old[key]) * factor for key, value in values.items()}
             mean.add(cut, masks, weight)
         merged = GlobalState.from_flat(mean.result()[0], len(state.sites))
         union: Tensors = {}
@@ -205,6 +239,10 @@ class NormBound(_Robust):
 def _middle(values: Tensor, cut: int) -> Tensor:
     """Return the mean over clients of each number without the `cut` smallest and largest, `values` being `[clients, ...]`."""
     return values.sort(dim=0).values[cut : len(values) - cut].mean(dim=0)
+
+
+def _are(clients: int) -> str:
+    return "is 1" if clients == 1 else f"are {clients}"
 
 
 def _share(name: str, value: float) -> float:

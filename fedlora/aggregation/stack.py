@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedlora.adapters import Tensors
 from fedlora.aggregation.base import AGGREGATORS, Aggregator, GlobalState, Merge, Update, in_order, mean_head, two_factors
+from fedlora.errors import AggregationError
 
 
 class Stack(Aggregator):
@@ -58,7 +59,9 @@ class Stack(Aggregator):
                 rho = adapter.snap(update.ranks[index])
                 if rho == 0:
                     continue
-                value, _ = adapter.place(update.sites[index], rho, fresh)
+                tensors = update.sites[index]
+                dtype = next(iter(tensors.values())).dtype if tensors else None  # the sum is as precise as what was sent
+                value, _ = adapter.place(tensors, rho, {name: tensor.to(dtype) for name, tensor in fresh.items()})
                 b, a = adapter.factors(value)
                 bs.append(float(share) * b[:, :rho])
                 as_.append(a[:rho])
@@ -96,10 +99,19 @@ def factored_svd(b: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Args:
         b: `[out, R]`.
         a: `[R, in]`.
+
+    Raises:
+        AggregationError: The factors, or their product, are not finite.
     """
-    qb, rb = torch.linalg.qr(b.double())
-    qa, ra = torch.linalg.qr(a.double().T)
-    u, s, v = torch.linalg.svd(rb @ ra.T, full_matrices=False)
+    try:
+        qb, rb = torch.linalg.qr(b.double())
+        qa, ra = torch.linalg.qr(a.double().T)
+        core = rb @ ra.T
+        if not bool(torch.isfinite(core).all()):
+            raise AggregationError("what the clients sent cannot be decomposed: their factors are too large, or hold no numbers")
+        u, s, v = torch.linalg.svd(core, full_matrices=False)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch names it without exporting it
+        raise AggregationError("what the clients sent cannot be decomposed: its singular values were not found") from None
     return qb @ u, s, v @ qa.T
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora.adapters import Adapter
+from fedlora.aggregation import Aggregator
+from fedlora.errors import ConfigError
 from fedlora.ranks import Costs
 from fedlora.registry import Registry, construct
 
@@ -117,7 +119,15 @@ class PolicySetup:
 class Policy(Protocol):
     """Maps observations to rank vectors. Draws only from streams keyed by round, so that a resumed run repeats itself.
 
-    A class attribute `blind = True` says that the policy never looks at `Observation.gains`; they are not worked out then.
+    What it may say of itself beside that, as attributes of the class or of the instance:
+
+    * `blind = True`: it never looks at `Observation.gains`; they are not worked out then.
+    * `steady_ranks`: the ranks that each client gets in every round, `[clients of the run, sites]`; None, or no such attribute,
+      where they change from round to round. HetLoRA takes them for the client's own rank.
+    * `mixes_ranks = False`: they change, but all clients of a round get the same ones.
+
+    Of a policy that says nothing it is taken that clients of a round may get different ranks: rules that cannot mix them refuse
+    it before the run.
     """
 
     def choose(self, observation: Observation) -> Ranks:
@@ -155,6 +165,7 @@ class FullPolicy:
 
     def __init__(self, setup: PolicySetup) -> None:
         self.caps = setup.caps
+        self.steady_ranks = np.broadcast_to(setup.caps, (setup.clients, len(setup.caps)))
 
     def choose(self, observation: Observation) -> Ranks:
         """Return the caps for everybody."""
@@ -179,3 +190,43 @@ def legal(ranks: Ranks, adapters: Sequence[Adapter]) -> Ranks:
     units = np.array([adapter.unit for adapter in adapters])
     bounded: Ranks = np.clip(ranks, 0, [adapter.cap for adapter in adapters]) // units * units
     return bounded
+
+
+def steady_ranks(policy: Policy, clients: int, sites: int) -> Ranks | None:
+    """Return the ranks that each client gets in every round, `[clients, sites]`, where the policy says so (see `Policy`).
+
+    Raises:
+        ConfigError: It says something of another shape or type.
+    """
+    steady = getattr(policy, "steady_ranks", None)
+    if steady is None:
+        return None
+    ranks = np.asarray(steady)
+    if ranks.shape != (clients, sites) or ranks.dtype.kind not in "iu":
+        raise ConfigError(
+            f"the policy's steady_ranks are of type {ranks.dtype}, shape {list(ranks.shape)}; they are whole numbers of shape "
+            f"{[clients, sites]}, [clients, sites]"
+        )
+    return ranks
+
+
+def objection_to_policy(policy: Policy, aggregator: Aggregator, clients: int, together: int) -> str:
+    """Return why the ranks that a policy says it may give (see `Policy`) cannot be aggregated together, or nothing.
+
+    Args:
+        policy: The policy.
+        aggregator: The rule.
+        clients: Clients of the run.
+        together: Clients of a round.
+    """
+    adapters = aggregator.adapters
+    steady = steady_ranks(policy, clients, len(adapters))
+    if steady is not None:
+        ranks = legal(steady, adapters)
+        least = int(ranks.sum(axis=1).argmin())
+        other = int((ranks != ranks[least]).any(axis=1).argmax())  # somebody where all are equal
+        return aggregator.objection_to(ranks[[least, other]][:together])
+    if aggregator.mixed_ranks or not getattr(policy, "mixes_ranks", True):
+        return ""  # as far as can be told: the strategy looks again at what a round brings
+    caps = np.array([adapter.cap for adapter in adapters], np.int64)
+    return aggregator.objection_to(np.stack([np.zeros_like(caps), caps])[:together])

@@ -136,8 +136,8 @@ def _introduced(reply: Message, clients: int) -> tuple[int, MetricRecord]:
     client, examples = metrics.get("client"), metrics.get("num-examples")
     if not isinstance(client, int) or not 0 <= client < clients:
         raise PayloadError("schema", f"a node says that it is client {client}; there are {clients}, counted from 0")
-    if not isinstance(examples, int) or examples < 0:
-        raise PayloadError("schema", f"client {client} says that it has {examples} examples")
+    if not isinstance(examples, int) or examples < 1:
+        raise PayloadError("schema", f"client {client} says that it has {examples} examples; to take part it needs at least 1")
     return client, metrics
 
 

@@ -16,17 +16,29 @@ from numpy.typing import NDArray
 from fedlora.adapters import Tensors
 from fedlora.aggregation import GlobalState, Update
 from fedlora.aggregation.server import server_step
-from fedlora.errors import ConfigError, PayloadError
+from fedlora.errors import AggregationError, ConfigError, PayloadError
 from fedlora.federation.budgets import budget_bytes
 from fedlora.federation.client import TEXT_METRICS, reply_spec
 from fedlora.federation.costs import costs_of
 from fedlora.federation.gains import level_gains
-from fedlora.federation.policy import Floats, LearningPolicy, Links, Observation, Policy, PolicySetup, Ranks, legal, make_policy
+from fedlora.federation.policy import (
+    Floats,
+    LearningPolicy,
+    Links,
+    Observation,
+    Policy,
+    PolicySetup,
+    Ranks,
+    legal,
+    make_policy,
+    objection_to_policy,
+    steady_ranks,
+)
 from fedlora.federation.roll import Roster, reason_of
 from fedlora.federation.workbench import Workbench
 from fedlora.federation.world import CLIENT_DROPPED, CLIENT_LATE, World
 from fedlora.streams import stream
-from fedlora.wire import decode, encode, encoded_size, from_record, record_size, to_record
+from fedlora.wire import all_finite, decode, encode, encoded_size, from_record, record_size, survives, to_record
 
 # What a client says of its own training; it goes into the logs and steers nothing.
 _REPORTED = ("train-loss", "steps", "tokens", "seconds", "held-accuracy", "held-loss", "held-examples")
@@ -63,11 +75,19 @@ class ServerState:
 
 @dataclass
 class RoundRecord:
-    """What one round gave: totals, and one row per client that was asked."""
+    """What one round gave: totals, and one row per client that was asked.
+
+    Attributes:
+        round: Its number.
+        clients: A row per client that was asked, by client.
+        coverage: Share of the adapter's entries that at least one client sent.
+        void: Why the round moved nothing although sound replies came; empty where it did, and where none came.
+    """
 
     round: int
     clients: list[dict[str, Any]] = field(default_factory=list)
     coverage: float = 0.0
+    void: str = ""
 
     def done(self) -> list[dict[str, Any]]:
         """Return the rows of the clients whose updates count."""
@@ -174,11 +194,7 @@ class RoundStrategy(Strategy):
                 f"a policy returns whole numbers of shape {list(shape)}, [clients, sites]"
             )
         ranks = legal(np.minimum(asked, self.state.limits[chosen]), self.bench.adapters)
-        if reason := self.bench.aggregator.objection_to(ranks):
-            raise ConfigError(
-                f"policy.name = '{self.bench.config.policy.name}' does not fit "
-                f"aggregator.method = '{self.bench.aggregator.name}': {reason}. Use policy.name = 'full', or another rule"
-            )
+        _refuse(self.bench, self.bench.aggregator.objection_to(ranks))
         self._choice = observation, ranks
         return ranks
 
@@ -210,20 +226,59 @@ class RoundStrategy(Strategy):
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Validate replies, aggregate what is sound, and move the global state on.
 
-        A reply that is wrong is named, counted and left out. Where none is sound the round is void: the state stays as it is.
+        A reply that is wrong is named, counted and left out. Where none is sound, or no finite state comes of those that are,
+        the round is void: the state stays as it is.
         """
         number = server_round + self.offset
         self._charge()
         updates = [update for reply in replies if (update := self._accept(number, reply)) is not None]
         if updates:
-            bench, old = self.bench, self.state.adapter
-            merged, coverage = bench.aggregator.aggregate(updates, old, number)
-            self.state.adapter = server_step(bench.config.server, bench.adapters_at(number), old, merged, updates, number)
-            self.record.coverage = float(np.mean(coverage))
+            try:
+                self.state.adapter, self.record.coverage = self._moved(updates, number)
+            except AggregationError as error:
+                self.record.void = str(error)
+                for row in self._rows.values():
+                    row["status"] = "rejected: the round is void" if row["status"] == "ok" else row["status"]
+            else:
+                self._prune(updates)
         self.state.round = number
         self.record.clients = sorted(self._rows.values(), key=lambda row: int(row["client"]))
         self._tell_policy()
         return self.broadcast(), None
+
+    def _moved(self, updates: list[Update], number: int) -> tuple[GlobalState, float]:
+        """Return (the state after these updates, coverage); the state of before is not touched.
+
+        Raises:
+            AggregationError: The rule cannot make anything of them, or what it made are not all finite numbers, as they are and
+                as the next message carries them. Every later round would fail with such a state.
+        """
+        bench, old = self.bench, self.state.adapter
+        merged, coverage = bench.aggregator.aggregate(updates, old, number)
+        state = server_step(bench.config.server, bench.adapters_at(number), old, merged, updates, number)
+        tensors = state.flat() | state.flat_bases()
+        if not all(survives(tensor, bench.config.wire.dtype) for tensor in tensors.values()) or not all(
+            all_finite(tensor) for tensor in state.memory.values()
+        ):
+            largest, client = max((_largest(update), update.client) for update in updates)
+            raise AggregationError(
+                f"the aggregate is not finite; the largest number, {largest:.3g} in size, came from client {client}"
+            )
+        return state, float(np.mean(coverage))
+
+    def _prune(self, updates: list[Update]) -> None:
+        """Ask clients that dropped their tails for no more than they kept.
+
+        For good, so only where a client was asked for all of its own rank: a rank that was low for a round says nothing of what
+        the rest of it is worth.
+        """
+        asked = {row["client"]: np.array(row["ranks"]) for row in self._rows.values()}
+        steady = steady_ranks(self.policy, self.bench.config.clients, len(self.caps))
+        for update in updates if self.bench.aggregator.prunes else ():
+            ranks, limits = asked[update.client], self.state.limits[update.client]
+            own = self.caps if steady is None else steady[update.client]
+            whole = legal(np.minimum(own, limits)[None], self.bench.adapters)[0]
+            self.state.limits[update.client] = np.where((update.ranks < ranks) & (ranks >= whole), update.ranks, limits)
 
     def _tell_policy(self) -> None:
         """Let a policy that learns know whose updates counted."""
@@ -266,7 +321,6 @@ class RoundStrategy(Strategy):
         self.state.holders[update.client] = True
         if ranks != row["ranks"]:
             row["ranks_kept"] = ranks
-            self.state.limits[update.client] = np.where(np.less(ranks, row["ranks"]), ranks, self.state.limits[update.client])
         return update
 
     def _settled(self, asked: list[int], metrics: MetricRecord) -> list[int]:
@@ -305,13 +359,34 @@ class RoundStrategy(Strategy):
 
 
 def policy_of(bench: Workbench) -> tuple[Policy, PolicySetup]:
-    """Return the run's policy, and what it was told (ConfigError where its options do not fit)."""
+    """Return the run's policy, and what it was told.
+
+    Raises:
+        ConfigError: Its options do not fit, or it may choose ranks that the aggregator cannot take together.
+    """
     config = bench.config
     caps = np.array([adapter.cap for adapter in bench.adapters], np.int64)
     units = np.array([adapter.unit for adapter in bench.adapters], np.int64)
     names = tuple(adapter.site.name for adapter in bench.adapters)
     setup = PolicySetup(config.seed, config.clients, caps, units, costs_of(bench), names)
-    return make_policy(config.policy.name, config.policy.options, setup), setup
+    policy = make_policy(config.policy.name, config.policy.options, setup)
+    _refuse(bench, objection_to_policy(policy, bench.aggregator, config.clients, config.clients_per_round))
+    return policy, setup
+
+
+def _refuse(bench: Workbench, reason: str) -> None:
+    """Raise a ConfigError where there is a reason why the policy does not fit the aggregator."""
+    if reason:
+        raise ConfigError(
+            f"policy.name = '{bench.config.policy.name}' does not fit aggregator.method = '{bench.aggregator.name}': {reason}. "
+            "Use policy.name = 'full', or another rule"
+        )
+
+
+def _largest(update: Update) -> float:
+    """Return the absolute value of the largest number that a client sent."""
+    tensors = [tensor for part in [*update.sites, update.head] for tensor in part.values() if tensor.is_floating_point()]
+    return max((float(tensor.abs().max()) for tensor in tensors if tensor.numel()), default=0.0)
 
 
 def _reported(metrics: MetricRecord) -> dict[str, float]:

@@ -21,9 +21,9 @@ from fedlora.data.load import load_data
 from fedlora.data.partition import partition, split_client
 from fedlora.errors import ConfigError
 from fedlora.federation.policy import POLICIES
-from fedlora.federation.world import WORLDS
+from fedlora.federation.world import check_world
 from fedlora.models import load_model
-from fedlora.registry import construct
+from fedlora.registry import check_options, construct
 from fedlora.streams import stream
 from fedlora.training.backbone import Backbone
 from fedlora.training.batches import Indices, Prepared, prepare
@@ -94,8 +94,8 @@ class Workbench:
     def _gradient_start(self) -> tuple[list[Tensors], list[Tensors]]:
         """First state and bases per site, from the gradient on a few training examples that the server has."""
         config = self.config
-        everything = np.arange(len(self.train.examples), dtype=np.int64)
-        chosen = np.sort(stream(config.seed, "start examples").permutation(everything)[: config.adapter.start_examples])
+        trained = np.sort(np.concatenate(self.parts))  # not what clients hold back to measure on
+        chosen = np.sort(stream(config.seed, "start examples").permutation(trained)[: config.adapter.start_examples])
         nothing = self.start(self.aggregator.initial(self.backbone.initial_head()), 1)
         gradients = weight_gradients(self.backbone, self.train, chosen, nothing, config.training.batch_size)
         pairs = [
@@ -139,7 +139,7 @@ def build(config: RunConfig) -> Workbench:
     Raises:
         FedLoRAError: Whatever of the configuration cannot work, before any training.
     """
-    check_combination(config)
+    check_run(config)
     dataset = load_data(config.data, config.seed, config.model.task)
     shares = partition(dataset.train, config.data, config.clients, config.seed)
     split = [split_client(part, config.data.client_test_fraction, config.seed, client) for client, part in enumerate(shares)]
@@ -185,7 +185,8 @@ def assemble(config: RunConfig, dataset: DataSet, parts: list[Indices], held: li
 
 
 def _check_parts(config: RunConfig, adapters: Sequence[Adapter], aggregator: Aggregator) -> None:
-    """Refuse what adapter, aggregator, downlink and server optimiser cannot do together (ConfigError)."""
+    """Refuse what adapter, aggregator, clients of a round, downlink and server optimiser cannot do together (ConfigError)."""
+    aggregator.check_count(config.clients_per_round)
     if config.wire.downlink == "sliced" and not aggregator.sliced_downlink:
         raise ConfigError(f"wire.downlink = 'sliced' does not fit aggregator.method = '{aggregator.name}': use 'broadcast'")
     if config.wire.downlink == "sliced" and not all(adapter.sliceable for adapter in adapters):
@@ -200,18 +201,24 @@ def _check_parts(config: RunConfig, adapters: Sequence[Adapter], aggregator: Agg
         )
 
 
+def check_run(config: RunConfig) -> None:
+    """Refuse what shows before anything is loaded: see `check_combination`, and a device that is not here (ConfigError)."""
+    check_combination(config)
+    place(config.device, config.training.precision)
+
+
 def check_combination(config: RunConfig) -> None:
-    """Refuse unknown names and what cannot work together, as far as the configuration alone tells (ConfigError)."""
-    ADAPTERS.entry(config.adapter.method)
-    POLICIES.entry(config.policy.name)
-    if config.world.name is not None:
-        factory = WORLDS.get(config.world.name)
-        if check := getattr(factory, "config", None):  # a world may say at once that its options cannot be
-            check(**config.world.options)
+    """Refuse unknown names, options that these do not take, and what cannot work together (ConfigError).
+
+    As far as the configuration alone tells: nothing is loaded for it.
+    """
+    adapter = ADAPTERS.get(config.adapter.method)
+    check_options("policy.name", config.policy.name, POLICIES.get(config.policy.name), 1, config.policy.options)
+    rule = adapter.default_aggregator if config.aggregator.method == "auto" else config.aggregator.method
+    check_options("aggregator.method", rule, AGGREGATORS.get(rule), 2, config.aggregator.options)
+    check_world(config)
     if config.engine == "ray" and find_spec("ray") is None:
         raise ConfigError("engine = 'ray' needs Ray: pip install 'fedlora[ray]', or use engine = 'batched'")
-    if config.aggregator.method != "auto":
-        AGGREGATORS.entry(config.aggregator.method)
     if config.adapter.method == "ravan" and config.wire.downlink == "sliced":
         if config.adapter.unit == "svd":
             raise ConfigError(

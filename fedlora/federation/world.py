@@ -13,9 +13,10 @@ import numpy as np
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedlora.config import TrainingConfig
+from fedlora.config import RunConfig, TrainingConfig
+from fedlora.errors import ConfigError
 from fedlora.federation.policy import Links
-from fedlora.registry import Registry, construct
+from fedlora.registry import Registry, check_options, construct
 from fedlora.training.batches import Indices
 from fedlora.training.chunks import client_memory, example_length
 from fedlora.training.flops import counted_flops, measured_flops
@@ -97,10 +98,25 @@ WORLDS: Registry[Callable[..., World]] = Registry("world", "fedlora.worlds")
 def make_world(bench: Workbench) -> World | None:
     """Return the world of a run, or None where it has none (ConfigError for options that cannot work)."""
     config = bench.config
+    check_world(config)
     if config.world.name is None:
         return None
     factory = WORLDS.get(config.world.name)
     return construct("world.name", config.world.name, factory, setup_of(bench), options=config.world.options)
+
+
+def check_world(config: RunConfig) -> None:
+    """Refuse an unknown world and options that it does not take, as far as that shows before there is a model (ConfigError)."""
+    name, options = config.world.name, config.world.options
+    if name is None:
+        if options:
+            raise ConfigError("world.options needs world.name, for example world.name=umi-indoor")
+        return
+    factory = WORLDS.get(name)
+    if check := getattr(factory, "config", None):  # a world may say at once that its options cannot be
+        check(**options)
+    else:
+        check_options("world.name", name, factory, 1, options)
 
 
 def setup_of(bench: Workbench) -> WorldSetup:

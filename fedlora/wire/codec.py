@@ -170,7 +170,7 @@ def _read_body(spec: dict[str, tuple[str, tuple[int, ...]]], data: Buffer, at: i
         size = FORMATS[name].size(shape)
         tensor = FORMATS[name].unpack(data[at : at + size], shape)
         at += size
-        if tensor.is_floating_point() and not _all_finite(tensor):
+        if tensor.is_floating_point() and not all_finite(tensor):
             raise PayloadError(
                 "non-finite", f"tensor '{key}' holds {int((~torch.isfinite(tensor)).sum())} NaN or infinite numbers"
             )
@@ -178,6 +178,13 @@ def _read_body(spec: dict[str, tuple[str, tuple[int, ...]]], data: Buffer, at: i
     return tensors
 
 
-def _all_finite(tensor: Tensor) -> bool:
+def all_finite(tensor: Tensor) -> bool:
+    """Return whether a tensor holds neither NaN nor infinity."""
     # A NaN or infinity always shows in the sum, which is 15 times as fast. A sum that overflows by itself needs the closer look.
     return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
+
+
+def survives(tensor: Tensor, dtype: WireDtype) -> bool:
+    """Return whether a tensor is finite, and still is when it is sent as `dtype` (fp16 ends at 65,504)."""
+    narrow = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(dtype, torch.float32)
+    return all_finite(tensor.to(narrow) if tensor.is_floating_point() else tensor)

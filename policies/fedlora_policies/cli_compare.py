@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedlora.cli.common import Format
+from fedlora.cli.common import Format, print_json, tables
 
 
 def command(
@@ -25,7 +25,8 @@ def command(
     from rich.console import Console
 
     from fedlora_policies.compare import compare, read_compare
-    from fedlora_policies.compare_report import tables, write
+    from fedlora_policies.compare_report import tables as compared
+    from fedlora_policies.compare_report import write
 
     changes = list(arguments or [])
     path = Path(changes.pop(0)) if changes and "=" not in changes[0] else None
@@ -35,12 +36,12 @@ def command(
         found = compare(config, status.update)
     written = write(found, out)
     if format is Format.json:
-        typer.echo(json.dumps(json.loads(written[0].read_text(encoding="utf-8")), indent=2))
+        print_json(json.loads(written[0].read_text(encoding="utf-8")))
         return
-    console = Console()
+    console = tables()
     if not console.is_terminal:
         console.width = 160  # a file has no edge to fold tables at
-    for table in tables(found):
+    for table in compared(found):
         console.print(table)
     note = "± is half a 95 % interval; * marks paired differences whose interval excludes 0; ρ: rank correlation of rank and SNR"
     console.print(note, highlight=False, soft_wrap=True)

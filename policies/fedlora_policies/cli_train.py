@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedlora.cli.common import Format
+from fedlora.cli.common import Format, print_json, talking
 from fedlora.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,10 +30,6 @@ def command(
     The policy that did best on validation channels is written to policy.safetensors; use it with `fedlora simulate
     policy.name=airllm-plus policy.options.file=FOLDER/policy.safetensors`.
     """
-    import json
-
-    from rich.console import Console
-
     from fedlora_policies.training import Training, open_training, read_train
 
     changes = list(arguments or [])
@@ -46,7 +42,7 @@ def command(
         config = read_train(path, changes)
         folder = out or Path("runs/policies") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.policy}"
         training = Training(folder, config)
-    talk = Console(stderr=format is Format.json, soft_wrap=True)
+    talk = talking(format)
     bar = _Bar(talk)
     try:
         rows = training.run(bar, resume is not None)
@@ -57,7 +53,7 @@ def command(
     finally:
         bar.stop()
     if format is Format.json:
-        typer.echo(json.dumps({"policy": str(training.policy_file), "iterations": rows}))
+        print_json({"policy": str(training.policy_file), "iterations": rows})
         return
     talk.print(f"policy kept, on validation: return {training.best[1]:.4g}", highlight=False)
     talk.print(f"policy: {training.policy_file}", highlight=False)

@@ -70,7 +70,7 @@ class Row:
         iqm: Interquartile mean, and its interval.
         difference: Mean paired difference to the reference.
         normalised: Between `low` and `high`; None where these do not differ.
-        terms: Means over episodes: bytes, latency_s, energy_j, cost, violations, feasible, loss, accuracy, mean_rank; those
+        terms: Means over episodes: latency_s, energy_j, steps, cost, violations, feasible, loss, accuracy, mean_rank; those
             that nobody measured are None.
         bytes: Mean bytes per episode, with its interval.
         differences: Mean paired differences to the reference in bytes and latency_s per episode, and in the loss and accuracy

@@ -31,6 +31,14 @@ class FixedPolicy:
         self.ranks = np.broadcast_to(ranks, setup.caps.shape)
         if (self.ranks < 0).any() or (self.ranks > setup.caps).any():
             raise ConfigError(f"policy.options.rank = {rank} is outside 0 to {int(setup.caps.max())}, the cap of the adapter")
+        nothing = (self.ranks > 0) & (self.ranks < setup.units)
+        if nothing.any():
+            site = int(nothing.argmax())
+            raise ConfigError(
+                f"policy.options.rank: {self.ranks[site]} is less than {setup.units[site]}, the smallest step of a rank there "
+                "(for ravan one head), and would train nothing: raise it, or give 0 where nothing is to be trained"
+            )
+        self.steady_ranks = np.broadcast_to(self.ranks, (setup.clients, len(setup.caps)))
 
     def choose(self, observation: Observation) -> Ranks:
         """Return the fixed ranks for everybody."""
@@ -75,21 +83,20 @@ class TieredPolicy:
         edges = np.round(np.cumsum(shares / shares.sum()) * setup.clients).astype(int)
         tiers = np.searchsorted(edges, np.arange(setup.clients), side="right")
         tiers = stream(setup.seed, "tiers").permutation(tiers)
-        self.fractions = tiers_of[tiers]
-        self.caps = setup.caps
-        least = np.floor(self.fractions.min() * setup.caps + 1e-9)
+        fraction = tiers_of[tiers]
+        self.steady_ranks: Ranks = np.floor(fraction[:, None] * setup.caps + 1e-9).astype(np.int64)
+        least = self.steady_ranks.min(axis=0)
         if (least < setup.units).any():
             site = int(np.argmax(least < setup.units))
             raise ConfigError(
-                f"policy.options.fractions: {self.fractions.min():g} of the cap {setup.caps[site]} is less than "
+                f"policy.options.fractions: {fraction.min():g} of the cap {setup.caps[site]} is less than "
                 f"{setup.units[site]}, the smallest step of a rank there (for ravan one head): raise the fraction, or take "
                 "more heads or a higher rank"
             )
 
     def choose(self, observation: Observation) -> Ranks:
         """Return each client's share of the caps."""
-        ranks: Ranks = np.floor(self.fractions[observation.clients][:, None] * self.caps + 1e-9).astype(np.int64)
-        return ranks
+        return self.steady_ranks[observation.clients]
 
 
 def _mix(mix: str, weights: Sequence[float] | None, tiers: int) -> Sequence[float]:

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,6 +74,12 @@ def updates(aggregator: Aggregator, clients: list[int], shift: int = 1, round_nu
     ]
 
 
+def alone(aggregator: Aggregator, update: Update) -> list[Update]:
+    """Return the update by itself, or from as many clients as the rule takes at least."""
+    least = next(count for count in itertools.count(1) if not aggregator.objection_to_count(count))
+    return [replace(update, client=client) for client in range(least)]
+
+
 def same(left: GlobalState, right: GlobalState) -> bool:
     ours, theirs = left.flat(), right.flat()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -81,10 +88,10 @@ def same(left: GlobalState, right: GlobalState) -> bool:
 @every_pair
 def test_the_order_of_arrival_does_not_matter_by_a_bit(rule: str, case: Case) -> None:
     aggregator, state = setup(rule, case)
-    replies = updates(aggregator, [3, 1, 4, 2])
+    replies = updates(aggregator, [3, 1, 4, 2, 5])
     expected, coverage = aggregator.aggregate(replies, state, 2)
     assert not same(expected, state)
-    for order in itertools.islice(itertools.permutations(replies), 1, None, 5):
+    for order in itertools.islice(itertools.permutations(replies), 1, None, 25):
         found, theirs = aggregator.aggregate(order, state, 2)
         assert same(found, expected) and theirs == coverage
 
@@ -99,7 +106,7 @@ def test_without_any_update_there_is_nothing_to_aggregate(rule: str, case: Case)
 @every_pair
 def test_state_and_updates_are_left_as_they_were(rule: str, case: Case) -> None:
     aggregator, state = setup(rule, case)
-    replies = updates(aggregator, [1, 2])
+    replies = updates(aggregator, [1, 2, 3, 4, 5])
     before = {key: tensor.clone() for key, tensor in state.flat().items()}
     sent = [[{key: tensor.clone() for key, tensor in site.items()} for site in reply.sites] for reply in replies]
     aggregator.aggregate(replies, state, 2)
@@ -112,7 +119,7 @@ def test_state_and_updates_are_left_as_they_were(rule: str, case: Case) -> None:
 @every_pair
 def test_clients_that_send_no_component_leave_the_adapter_as_it_is(rule: str, case: Case) -> None:
     aggregator, state = setup(rule, case)
-    none = [sent_by(aggregator, client, [0, 0]) for client in (1, 2)]
+    none = [sent_by(aggregator, client, [0, 0]) for client in range(1, 6)]
     found, coverage = aggregator.aggregate(none, state, 2)
     assert coverage == [0.0, 0.0]
     assert same(GlobalState(found.sites), GlobalState(state.sites))
@@ -125,11 +132,11 @@ def test_coverage_is_the_share_that_somebody_sent(rule: str, case: Case) -> None
     caps = [adapter.cap for adapter in aggregator.adapters]
     # RoLoRA: one factor of two, A in round 2, of sites 20 x 12 and 24 x 12.
     whole = [12 / 32, 12 / 36] if case.method == "rolora" else [1.0, 1.0]
-    assert aggregator.aggregate([sent_by(aggregator, 1, caps)], state, 2)[1] == pytest.approx(whole)
+    assert aggregator.aggregate(alone(aggregator, sent_by(aggregator, 1, caps)), state, 2)[1] == pytest.approx(whole)
     ranks = [list(legal_ranks(adapter))[1] for adapter in aggregator.adapters]
     if ranks == caps:  # all or nothing
         return
-    part = aggregator.aggregate([sent_by(aggregator, 1, ranks)], state, 2)[1]
+    part = aggregator.aggregate(alone(aggregator, sent_by(aggregator, 1, ranks)), state, 2)[1]
     assert all(0.0 < share < most for share, most in zip(part, whole, strict=True))
 
 
@@ -138,7 +145,7 @@ def test_one_client_at_the_cap_is_taken_over_as_it_is(rule: str, case: Case) -> 
     aggregator, state = setup(rule, case)
     caps = [adapter.cap for adapter in aggregator.adapters]
     update = sent_by(aggregator, 1, caps)
-    found, _ = aggregator.aggregate([update], state, 2)
+    found, _ = aggregator.aggregate(alone(aggregator, update), state, 2)
     assert all(torch.allclose(found.head[key], update.head[key], rtol=1e-6, atol=0) for key in found.head)
     for index, adapter in enumerate(aggregator.adapters):
         received, merge = aggregator.start(index, state.sites[index], 2)
@@ -157,8 +164,9 @@ def test_weighting_can_be_chosen(rule: str, case: Case, weighting: str) -> None:
         return
     aggregator, state = setup(rule, case, weighting)
     caps = [adapter.cap for adapter in aggregator.adapters]
-    light = [sent_by(aggregator, client, caps, examples) for client, examples in ((1, 10), (2, 10))]
-    heavy = [sent_by(aggregator, client, caps, examples) for client, examples in ((1, 10), (2, 90))]
+    count = 2 if not aggregator.objection_to_count(2) else 5
+    light = [sent_by(aggregator, client, caps, 10) for client in range(1, count + 1)]
+    heavy = [replace(update, examples=90 if update.client == 2 else 10) for update in light]
     equal = same(aggregator.aggregate(light, state, 2)[0], aggregator.aggregate(heavy, state, 2)[0])
     assert equal == (weighting == "uniform")
     if rule not in MEANS_OF_HEADS:
@@ -190,14 +198,66 @@ def test_a_payload_of_another_shape_is_never_broadcast(rule: str, case: Case) ->
                 continue
             bad = Update(1, 10, caps, [{**update.sites[0], name: wrong}, update.sites[1]], update.head)
             words = re.escape(f"shape: '{name}' of site 'block.up' is {list(wrong.shape)}, expected {list(item.shape)}")
-            for replies in ([bad], [good, bad]):
+            beside = [replace(good, client=client) for client in range(2, 6)]
+            for replies in (alone(aggregator, bad), [bad, *beside]):
                 with pytest.raises(PayloadError, match=words):
                     aggregator.aggregate(replies, state, 2)
             tried += 1
     assert tried >= 4
     with pytest.raises(ValueError, match=r"tensor 'classifier.bias' has shape \(1,\), expected \(3,\)"):
         head = {**update.head, "classifier.bias": torch.zeros(1)}
-        aggregator.aggregate([Update(1, 10, caps, update.sites, head)], state, 2)
+        aggregator.aggregate(alone(aggregator, replace(update, head=head)), state, 2)
+
+
+@every_pair
+def test_a_head_or_a_payload_that_is_not_what_was_agreed_on_is_refused(rule: str, case: Case) -> None:
+    """A head without one of its tensors, and all of a site from a client that was asked for a part of it."""
+    aggregator, state = setup(rule, case)
+    caps = [adapter.cap for adapter in aggregator.adapters]
+    update = sent_by(aggregator, 1, caps)
+    bias = {"classifier.bias": update.head["classifier.bias"]}
+    with pytest.raises((ValueError, KeyError), match=r"classifier\.weight"):
+        aggregator.aggregate(alone(aggregator, replace(update, head=bias)), state, 2)
+    ranks = [adapter.unit if adapter.cap > adapter.unit else 0 for adapter in aggregator.adapters]
+    with pytest.raises(PayloadError, match=r"^(shape|schema): "):
+        aggregator.aggregate(alone(aggregator, replace(update, ranks=ranks)), state, 2)
+
+
+@every_pair
+def test_a_client_that_sends_the_largest_numbers_there_are_is_no_crash(rule: str, case: Case) -> None:
+    """Finite numbers pass the checks of the wire. The round may be worth nothing then, and the rule says so in its own words."""
+    aggregator, state = setup(rule, case)
+    caps = [adapter.cap for adapter in aggregator.adapters]
+    huge = sent_by(aggregator, 1, caps)
+    most = torch.finfo(torch.float32).max
+    for site in huge.sites:
+        site |= {name: torch.full_like(tensor, most) for name, tensor in site.items() if tensor.is_floating_point()}
+    replies = [huge, *(sent_by(aggregator, client, caps, examples=500) for client in range(2, 6))]
+    try:
+        found, _ = aggregator.aggregate(replies, state, 2)
+    except AggregationError as error:
+        assert "cannot be decomposed" in str(error)
+        assert rule in ("flexlora", "rank-partition", "fedex", "stack")
+        return
+    if rule not in ("stack", "fedex", "flexlora", "rank-partition", "lora-fair", "aircomp"):
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in found.flat().values())
+    if rule in ("median", "trimmed-mean", "multi-krum"):
+        assert all(float(tensor.abs().max()) < 100 for tensor in found.flat().values())
+
+
+@pytest.mark.parametrize("rule", ["fedavg-factors", "stack", "flexlora", "rank-partition", "fedex", "lora-fair", "zero-pad"])
+def test_clients_without_examples_have_no_weight_to_aggregate_by(rule: str) -> None:
+    aggregator, state = setup(rule, next(case for case in CASES if case.method == "lora"), "examples")
+    none = [sent_by(aggregator, client, [3, 3], examples=0) for client in (1, 2)]
+    with pytest.raises(AggregationError, match="the clients of the round have no examples to be weighted by"):
+        aggregator.aggregate(none, state, 2)
+
+
+def test_a_weighting_that_does_not_fit_names_those_that_a_run_file_can_ask_for() -> None:
+    lora = next(case for case in CASES if case.method == "lora")
+    for rule, wanted, fits in (("hetlora", "uniform", "'auto'"), ("median", "examples", "'auto' or 'uniform'")):
+        with pytest.raises(ConfigError, match=rf"in its own way: use {fits}$"):
+            AGGREGATORS.get(rule)(adapters_of(lora), wanted)
 
 
 @pytest.mark.parametrize("rule", AGGREGATORS.names())

@@ -134,6 +134,26 @@ def test_weights_are_renormalised_per_entry() -> None:
     assert covered == pytest.approx(2 / 3)
 
 
+def test_names_are_compared_as_well() -> None:
+    mean = CoverageMean({"A": torch.zeros(2), "B": torch.zeros(2)})
+    for names in (["A"], ["A", "B", "C"], []):
+        with pytest.raises(ValueError, match=r"there are tensors .*, expected \['A', 'B'\]"):
+            mean.add({name: torch.ones(2) for name in names}, None, 1.0)
+
+
+@pytest.mark.parametrize("weight", [1.0, 500.0, 1e60])
+@pytest.mark.parametrize("sent", [None, [True, False]], ids=["whole", "part"])
+def test_no_weight_makes_the_mean_of_float32_overflow(weight: float, sent: list[bool] | None) -> None:
+    """Weights are counts of examples, or norms that a client can make as large as it likes."""
+    most = torch.finfo(torch.float32).max
+    mean = CoverageMean({"x": torch.zeros(2)})
+    masks = None if sent is None else {"x": torch.tensor(sent)}
+    for client_weight in (weight, weight, 1e-60):
+        mean.add({"x": torch.full((2,), most)}, masks, client_weight)
+    values, _ = mean.result()
+    assert values["x"].dtype == torch.float32 and values["x"].tolist() == [most, 0.0 if sent else most]
+
+
 def test_no_head_is_a_head_too() -> None:
     """A causal language model has no task head to average."""
     adapters = adapters_of(HEADS, ["tall"])

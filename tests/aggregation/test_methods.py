@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from rounds import HEAD, adapters_of, client_states, make_update, relative, star
 
 LORA, TRIPLET = Case("lora", "kaiming"), Case("triplet", "gaussian")
 RANKS = [[3, 3], [1, 2], [2, 0], [3, 1]]
+HEADS = draw(HEAD, 1, dtype=torch.float32)
 EXACT = {
     "ravan": ("ravan", Case("ravan", "random", (("unit", "heads"),)), 1),
     "ffa-lora": ("mean", Case("ffa-lora", "kaiming"), 1),
@@ -216,7 +219,7 @@ def test_hetlora_penalises_and_drops_the_tail_of_each_clients_own_rank() -> None
     for client, own in enumerate(ranks.tolist()):
         wanted = 0.0
         for site, rank in zip(params, own, strict=True):
-            tail = slice(int(0.6 * rank), rank)
+            tail = slice(max(1, int(0.6 * rank)), rank)  # one component is never dropped, and so has no penalty
             wanted += 0.5 * float(site["B"][client][:, tail].norm() * site["A"][client][tail].norm())
         assert float(found[client]) == pytest.approx(wanted, rel=1e-6)
     zeros = [{name: torch.zeros_like(tensor).requires_grad_() for name, tensor in site.items()} for site in params]
@@ -231,6 +234,39 @@ def test_hetlora_penalises_and_drops_the_tail_of_each_clients_own_rank() -> None
     assert AGGREGATORS.get("hetlora")(adapters_of(LORA), pruning=False).settle(0, 3, start, smaller) == 3
 
 
+@pytest.mark.parametrize(("gamma", "rank", "first"), [(0.7, 90, 63), (0.29, 100, 29), (0.58, 50, 29), (0.99, 1, 1), (0.3, 2, 1)])
+def test_hetloras_penalty_lies_on_what_pruning_drops(gamma: float, rank: int, first: int) -> None:
+    """The tail begins at floor(gamma r) of the decimal gamma, wherever floats round it to."""
+    adapters = [LORA.make("square", rank=1)]
+    adapters[0].rank = rank  # a small site will do: shapes of state and masks are all that is asked
+    rule = AGGREGATORS.get("hetlora")(adapters, gamma=gamma, sparsity=1.0)
+    params = [{"A": torch.ones(1, rank, 2, requires_grad=True), "B": torch.ones(1, 2, rank, requires_grad=True)}]
+    penalty = rule.penalty(params, torch.tensor([[rank]]))
+    assert penalty is not None
+    penalty.sum().backward()
+    penalised = (params[0]["A"].grad[0].norm(dim=1) > 0).nonzero().flatten().tolist()  # type: ignore[index]
+    assert penalised == list(range(first, rank))
+    start = {"A": torch.ones(rank, 2), "B": torch.ones(2, rank)}
+    assert rule.settle(0, rank, start, {name: 0.5 * tensor for name, tensor in start.items()}) == first
+
+
+def test_hetloras_weights_bear_the_largest_numbers_there_are() -> None:
+    rule = AGGREGATORS.get("hetlora")(adapters_of(LORA))
+    updates = [make_update(rule.adapters, client, [3, 3], dtype=torch.float32) for client in range(4)]
+    most = torch.finfo(torch.float32).max
+    for value in (1e20, 3e38, most):
+        sites = [{name: torch.full_like(tensor, value) for name, tensor in site.items()} for site in updates[0].sites]
+        updates[0] = Update(0, 10, [3, 3], sites, HEADS)
+        weights = rule.weights(updates)
+        assert all(0 < weight < float("inf") for weight in weights) and weights[0] / max(weights[1:]) > 1e30
+        after, _ = rule.aggregate(updates, GlobalState(start_state(rule.adapters, torch.float32), HEADS), 1)
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in after.flat().values())
+
+
+def _cosine(one: Tensor, other: Tensor) -> float:
+    return float((one * other).sum() / one.norm() / other.norm())
+
+
 def test_lora_fair_points_closer_to_the_mean_update_than_fedit() -> None:
     fedit, fair = (AGGREGATORS.get(name)(adapters_of(LORA), "uniform") for name in ("fedavg-factors", "lora-fair"))
     updates = [update_of(fedit, client, [3, 3], 1) for client in range(3)]
@@ -238,10 +274,7 @@ def test_lora_fair_points_closer_to_the_mean_update_than_fedit() -> None:
     plain, corrected = (rule.aggregate(updates, state, 1)[0] for rule in (fedit, fair))
     for index in range(2):
         mean = torch.stack(models(fedit, state, updates, 1, index)).mean(dim=0)
-        before, after = (
-            float((product(fedit, found, index) * mean).sum() / product(fedit, found, index).norm() / mean.norm())
-            for found in (plain, corrected)
-        )
+        before, after = (_cosine(product(fedit, found, index), mean) for found in (plain, corrected))
         assert after > before + 0.01
         assert torch.equal(plain.sites[index]["A"], corrected.sites[index]["A"])
     unmoved, _ = AGGREGATORS.get("lora-fair")(adapters_of(LORA), "uniform", steps=0).aggregate(updates, state, 1)
@@ -264,6 +297,24 @@ def test_lora_fairs_gradient_is_autograds() -> None:
         delta = (delta - 0.1 * gradient).detach().requires_grad_()
     found, _ = rule.aggregate(updates, state, 1)
     assert torch.allclose(found.sites[0]["B"], (b + delta).detach(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-4, 1e-2, 1.0, 100.0])
+def test_lora_fair_never_ends_worse_than_it_began(size: float) -> None:
+    """The smaller B, the steeper the cosine: with a fixed step B grew until it was thousands of times too large."""
+    fedit, fair = (AGGREGATORS.get(name)(adapters_of(LORA), "uniform") for name in ("fedavg-factors", "lora-fair"))
+    updates = [update_of(fedit, client, [3, 3], 1) for client in range(3)]
+    updates = [
+        replace(update, sites=[{**site, "B": size * site["B"] / site["B"].norm()} for site in update.sites]) for update in updates
+    ]
+    state = middle(fedit)
+    plain, corrected = (rule.aggregate(updates, state, 1)[0] for rule in (fedit, fair))
+    for index in range(2):
+        mean = torch.stack(models(fedit, state, updates, 1, index)).mean(dim=0)
+        before, after = (_cosine(product(fedit, found, index), mean) for found in (plain, corrected))
+        moved = corrected.sites[index]["B"] - plain.sites[index]["B"]
+        assert 1 - after + 0.01 * float(moved.square().sum()) <= 1 - before
+        assert float(moved.norm()) <= 2 * float(plain.sites[index]["B"].norm())
 
 
 # -- what stands still, and what never broadcasts ----------------------------------------------------------------------
@@ -298,7 +349,7 @@ def test_stock_flower_broadcasts_a_rank_1_array_over_eight_rows_and_we_do_not() 
         except ConfigError:  # the rule has no use for lora
             continue
         state = rule.initial(draw(HEAD, 1, dtype=torch.float32))
-        good = make_update(adapters, 1, [8], dtype=torch.float32)
-        bad = Update(2, 10, [8], [{"A": good.sites[0]["A"][:1], "B": good.sites[0]["B"]}], good.head)
+        good = [make_update(adapters, client, [8], dtype=torch.float32) for client in range(1, 5)]
+        bad = Update(5, 10, [8], [{"A": good[0].sites[0]["A"][:1], "B": good[0].sites[0]["B"]}], good[0].head)
         with pytest.raises(PayloadError, match=r"shape: 'A' of site 'block.query' is \[1, 12\], expected \[8, 12\]"):
-            rule.aggregate([good, bad], state, 1)
+            rule.aggregate([*good, bad], state, 1)

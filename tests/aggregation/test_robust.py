@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 from cases import Case, draw
 from fedlora.adapters import Tensors
 from fedlora.aggregation import AGGREGATORS, Aggregator, GlobalState, Update
+from fedlora.aggregation.robust import TrimmedMean
 from fedlora.errors import AggregationError, ConfigError
 from rounds import HEAD, adapters_of
 
@@ -112,6 +114,93 @@ def test_multi_krum_picks_whom_flower_picks(select: int | None, attack: str | No
         assert np.allclose(tensor, wanted, rtol=0, atol=1e-12)
 
 
+def colluding(rule: Aggregator, clients: int, attackers: int, length: float = 100.0) -> float:
+    """Return how long the aggregate is, relative to what honest clients agree on, where attackers send one and the same."""
+    updates, state, _ = spread(FULL)
+    common = draw({key: tuple(tensor.shape) for key, tensor in state.flat().items()}, 2)
+    sent = GlobalState.from_flat({key: state.flat()[key] - length * tensor for key, tensor in common.items()}, 2)
+    evil = [Update(client, 10, [1, 1], sent.sites, sent.head) for client in range(attackers)]
+    after, _ = rule.aggregate([*evil, *updates[attackers:clients]], state, 1)
+    found, wanted = (
+        torch.cat([tensor.flatten() for tensor in tensors])
+        for tensors in ([after.flat()[key] - state.flat()[key] for key in common], list(common.values()))
+    )
+    return float(found.norm() / wanted.norm())
+
+
+@pytest.mark.parametrize(
+    ("clients", "malicious", "select", "words"),
+    [
+        (5, 0.4, None, "f = 2 of 5 clients may be malicious, and it takes at least 2 f + 3 = 7 clients to tell them from the"),
+        (6, 0.2, None, "f = 2 of 6 clients may be malicious, and it takes at least 2 f + 3 = 7 clients"),
+        (2, 0.2, None, "f = 1 of 2 clients may be malicious, and it takes at least 2 f + 3 = 5 clients"),
+        (2, 0.0, None, "f = 0 of 2 clients may be malicious, and it takes at least 2 f + 3 = 3 clients"),
+        (10, 0.2, 9, "aggregator.options.select = 9 is more than n - f = 8, the clients that are left where f = 2 of 10 may be"),
+        (5, 0.2, None, ""),
+        (7, 0.2, 5, ""),
+        (3, 0.0, 3, ""),
+        (25, 0.28, 18, ""),  # f is 7 and not 8: 0.28 x 25 is a hair above 7 in floating point
+        (50, 0.14, 43, ""),
+    ],
+)
+def test_multi_krum_refuses_what_colluding_attackers_would_win(
+    clients: int, malicious: float, select: int | None, words: str
+) -> None:
+    rule = AGGREGATORS.get("multi-krum")(adapters_of(FULL), malicious=malicious, select=select)
+    reason = rule.objection_to_count(clients)
+    assert (words in reason) if words else reason == ""
+    if not words:
+        rule.check_count(clients)
+        return
+    with pytest.raises(ConfigError) as refused:
+        rule.check_count(clients)
+    assert str(refused.value).startswith(f"clients_per_round = {clients} does not fit aggregator.method = 'multi-krum': ")
+    assert str(refused.value).endswith(". Raise clients_per_round or change aggregator.options")
+    updates, state, _ = spread(FULL)
+    with pytest.raises(AggregationError, match=r"aggregator.method = 'multi-krum' can make nothing of this round: .*clients"):
+        rule.aggregate(updates[:clients], state, 1)
+
+
+@pytest.mark.parametrize(("clients", "attackers", "malicious"), [(5, 1, 0.2), (7, 2, 0.2), (7, 2, 0.25), (10, 3, 0.3)])
+def test_multi_krum_withstands_attackers_who_send_the_same(clients: int, attackers: int, malicious: float) -> None:
+    rule = AGGREGATORS.get("multi-krum")(adapters_of(FULL), malicious=malicious)
+    assert colluding(rule, clients, attackers) == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("clients", [3, 4, 5])
+def test_the_trimmed_mean_of_a_few_clients_still_leaves_one_attacker_out(clients: int) -> None:
+    rule = AGGREGATORS.get("trimmed-mean")(adapters_of(FULL))
+    assert rule.objection_to_count(clients) == "" and colluding(rule, clients, 1) == pytest.approx(1.0, abs=0.2)
+
+
+def test_the_trimmed_mean_takes_three_clients_unless_it_is_to_be_the_mean() -> None:
+    updates, state, _ = spread(FULL)
+    rule = AGGREGATORS.get("trimmed-mean")(adapters_of(FULL), share=0.05)
+    for clients, words in ((1, "there is 1"), (2, "there are 2")):
+        with pytest.raises(ConfigError, match=rf"clients_per_round = {clients} does not fit .* takes 3 .*{words}\. Raise"):
+            rule.check_count(clients)
+        with pytest.raises(AggregationError, match=rf"can make nothing of this round: it cuts .*{words}$"):
+            rule.aggregate(updates[:clients], state, 1)
+    mean = AGGREGATORS.get("trimmed-mean")(adapters_of(FULL), share=0.0)
+    mean.check_count(1)
+    assert torch.equal(mean.aggregate(updates[:1], state, 1)[0].sites[0]["W"], updates[0].sites[0]["W"])
+
+
+def test_the_trimmed_mean_counts_in_decimals() -> None:
+    """0.29 of 100 clients are 29; int(0.29 * 100) is 28."""
+    values = torch.arange(100.0).square()[:, None]
+    rule = AGGREGATORS.get("trimmed-mean")(adapters_of(FULL), share=0.29)
+    assert isinstance(rule, TrimmedMean)
+    assert float(rule.combine({"x": values}, {"x": values[0]})["x"]) == pytest.approx(float(values[29:71].mean()))
+
+
+@pytest.mark.parametrize(("clients", "attackers"), [(2, 1), (4, 2), (10, 5)])
+def test_half_of_the_clients_cannot_lift_the_norm_bound(clients: int, attackers: int) -> None:
+    """The lower one of the two lengths in the middle is an honest client's, however long the attackers' are."""
+    rule = AGGREGATORS.get("norm-bound")(adapters_of(FULL))
+    assert all(colluding(rule, clients, attackers, length) < 1.2 for length in (100.0, 1e6, 1e30))
+
+
 def test_norm_bound_cuts_to_a_length() -> None:
     updates, state, honest = spread(FULL, "scaled")
     rule = AGGREGATORS.get("norm-bound")(adapters_of(FULL), bound=0.5)
@@ -142,7 +231,7 @@ def test_what_compares_clients_refuses_what_cannot_be_compared() -> None:
             for c, order in enumerate(([1.0, 2, 3, 4], [4.0, 3, 2, 1]))
         ]
         with pytest.raises(AggregationError, match="their updates cover different entries"):
-            heads.aggregate(halves, state, 1)
+            heads.aggregate([replace(half, client=client) for client, half in enumerate([*halves, *halves, halves[0]])], state, 1)
     mean = AGGREGATORS.get("fedavg-factors")(adapters_of(lora))
     assert mean.objection_to(np.array([[3, 3], [3, 2]])) == ""
 

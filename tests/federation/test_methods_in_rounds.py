@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,17 +13,23 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedlora.aggregation import GlobalState
-from fedlora.errors import ConfigError
+from fedlora.aggregation.mean import FactorMean
+from fedlora.errors import AggregationError, ConfigError
 from fedlora.federation.batched_grid import BatchedGrid
 from fedlora.federation.client import BASES, KEPT, reply_spec
 from fedlora.federation.costs import costs_of
+from fedlora.federation.policy import Observation, objection_to_policy
 from fedlora.federation.roll import call_roll
-from fedlora.federation.strategy import RoundStrategy
+from fedlora.federation.strategy import UNLIMITED, RoundStrategy
 from fedlora.federation.workbench import Workbench, build
 from fedlora.methods import METHODS
+from fedlora.runs.preflight import preflight
 from fedlora.runs.progress import round_line
 from fedlora.runs.simulate import simulate
-from fedlora.wire import decode, encoded_size, from_record, record_size
+from fedlora.training.backbone import Backbone
+from fedlora.training.batches import Indices, Prepared
+from fedlora.training.gradients import weight_gradients
+from fedlora.wire import decode, encode, encoded_size, from_record, record_size, to_record
 from runs_compared import assert_same_run
 from tiny_run import Ground, OneByOneGrid, fresh_state, play
 
@@ -150,6 +159,19 @@ def test_fed_sb_starts_at_the_leading_part_of_a_signed_gradient_step(ground: Gro
     assert sites[0]["R"].diagonal().tolist() == sorted(sites[0]["R"].diagonal().tolist(), reverse=True)
 
 
+def test_fed_sb_starts_from_no_example_that_clients_measure_on(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def watched(backbone: Backbone, train: Prepared, chosen: Indices, *more: Any) -> list[torch.Tensor]:
+        seen.extend(chosen.tolist())
+        return weight_gradients(backbone, train, chosen, *more)
+
+    monkeypatch.setattr("fedlora.federation.workbench.weight_gradients", watched)
+    bench = build(ground.config("method=fed-sb", "adapter.rank=5", "adapter.start_examples=1000"))
+    bench.initial()
+    assert sorted(seen) == sorted(np.concatenate(bench.parts).tolist()) and sum(map(len, bench.held)) > 0
+
+
 # -- HetLoRA: clients prune themselves ---------------------------------------------------------------------------------
 
 
@@ -167,6 +189,25 @@ def test_clients_that_pruned_themselves_are_asked_for_no_more(ground: Ground) ->
     limits = strategy.state.limits.copy()
     asked = strategy.ranks(4, np.arange(6))
     assert (asked == np.minimum(4, limits)).all() and (asked < 4).any()
+
+
+@pytest.mark.parametrize(
+    ("policy", "asked", "limit"),
+    [("full", 4, 2), ("random", 4, 2), ("random", 3, UNLIMITED), ("fixed", 3, 2), ("tiers", 3, 2)],
+)
+def test_only_a_tail_of_a_clients_whole_rank_is_dropped_for_good(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch, policy: str, asked: int, limit: int
+) -> None:
+    """A rank that is low for one round is not the client's own (r_k of the paper); that of a fixed rank or a tier is."""
+    options = {"fixed": ["policy.options.rank=3"], "tiers": ["policy.options.fractions=[0.75]"]}.get(policy, [])
+    bench = build(ground.config("method=hetlora", f"policy.name={policy}", *options))
+    monkeypatch.setattr(bench.aggregator, "settle", lambda index, rho, start, trained: min(rho, 2))
+    grid, strategy = begun(bench)
+    monkeypatch.setattr(strategy.policy, "choose", lambda observation: np.full((4, 4), asked))
+    strategy.aggregate_train(1, grid.send_and_receive(ask(strategy, 1, grid)))
+    drawn = [row["client"] for row in strategy.record.done()]
+    assert all(row["ranks_kept"] == [2] * 4 for row in strategy.record.done())
+    assert len(drawn) == 4 and (strategy.state.limits[drawn] == limit).all()
 
 
 @pytest.mark.parametrize("ranks", [[5, 4, 4, 4], [4, 4, 4], [0, 4, 4, 4], [-1, 4, 4, 4], [3.0, 4.0, 4.0, 4.0]], ids=str)
@@ -222,15 +263,97 @@ def test_what_makes_no_sense_is_refused_before_any_work(ground: Ground, changes:
     assert str(caught.value).startswith(message)
 
 
-def test_ranks_that_a_rule_cannot_mix_are_refused_before_training(ground: Ground) -> None:
-    bench = build(ground.config("adapter.method=lora", "aggregator.method=median", "policy.name=tiers"))
-    _, strategy = begun(bench)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ("aggregator.method=multi-krum", "clients_per_round=6"),
+            "clients_per_round = 6 does not fit aggregator.method = 'multi-krum': with aggregator.options.malicious = 0.2, f = 2",
+        ),
+        (
+            ("aggregator.method=multi-krum", "clients_per_round=5", "aggregator.options.select=5"),
+            "clients_per_round = 5 does not fit aggregator.method = 'multi-krum': aggregator.options.select = 5 is more than n",
+        ),
+        (
+            ("aggregator.method=trimmed-mean", "clients_per_round=2"),
+            "clients_per_round = 2 does not fit aggregator.method = 'trimmed-mean': it cuts at least one client off at each end",
+        ),
+    ],
+)
+def test_rounds_too_small_for_a_rule_are_refused_before_anything_is_written(
+    ground: Ground, tmp_path: Path, changes: tuple[str, ...], message: str
+) -> None:
+    config = ground.config("adapter.method=lora", *changes)
+    for refuse in (lambda: simulate(config, tmp_path / "run"), lambda: preflight(config)):
+        with pytest.raises(ConfigError) as caught:
+            refuse()
+        assert str(caught.value).startswith(message)
+    assert not (tmp_path / "run").exists()
+
+
+MIXES = "it compares clients entry by entry and cannot mix ranks"
+OWN_HEADS = "clients below the cap choose heads of their own, so that their updates cover different entries"
+
+
+@pytest.mark.parametrize(
+    ("rule", "adapter", "policy", "reason"),
+    [
+        ("median", "lora", ("tiers", "policy.options.fractions=[0.5,1.0]", "policy.options.weights=[5,1]"), MIXES),
+        ("trimmed-mean", "lora", ("random",), MIXES),
+        ("multi-krum", "lora", ("greedy", "clients_per_round=5"), MIXES),
+        ("median", "lora", ("tiers", "policy.options.fractions=[0.5]"), ""),
+        ("median", "lora", ("tiers", "policy.options.fractions=[0.5]", "clients_per_round=1"), ""),
+        ("median", "lora", ("random", "clients_per_round=1"), ""),
+        ("median", "lora", ("fixed", "policy.options.rank=2"), ""),
+        ("median", "lora", ("full",), ""),
+        ("median", "ravan", ("fixed", "policy.options.rank=8"), OWN_HEADS),
+        ("median", "ravan", ("fixed", "policy.options.rank=8", "clients_per_round=1"), OWN_HEADS),
+        ("median", "ravan", ("tiers", "clients_per_round=1"), OWN_HEADS),
+        ("median", "ravan", ("fixed", "policy.options.rank=16"), ""),
+        ("norm-bound", "ravan", ("random",), ""),
+    ],
+)
+def test_ranks_that_a_rule_cannot_take_are_refused_before_anything_is_written(
+    ground: Ground, tmp_path: Any, rule: str, adapter: str, policy: tuple[str, ...], reason: str
+) -> None:
+    """Whatever the dice of the first rounds say."""
+    config = ground.config(f"adapter.method={adapter}", f"aggregator.method={rule}", f"policy.name={policy[0]}", *policy[1:])
+    if not reason:
+        begun(build(config))
+        return
     with pytest.raises(ConfigError) as caught:
-        strategy.ranks(1, np.arange(6))
+        simulate(config, tmp_path / "run")
     assert str(caught.value) == (
-        "policy.name = 'tiers' does not fit aggregator.method = 'median': it compares clients entry by entry and cannot mix "
-        "ranks. Use policy.name = 'full', or another rule"
+        f"policy.name = '{policy[0]}' does not fit aggregator.method = '{rule}': {reason}. "
+        "Use policy.name = 'full', or another rule"
     )
+    assert not (tmp_path / "run").exists()
+
+
+class _ByRound:
+    """A policy of another package, which gives everybody the same and says so; in round 2 it does not keep its word."""
+
+    mixes_ranks = False
+
+    def choose(self, observation: Observation) -> Any:
+        ranks = np.full((len(observation.clients), len(observation.caps)), observation.round)
+        ranks[0] += observation.round == 2
+        return ranks
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_a_policy_may_say_that_it_does_not_mix_and_is_held_to_it(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch, says: bool
+) -> None:
+    if not says:
+        monkeypatch.delattr(_ByRound, "mixes_ranks")
+    bench = build(ground.config("adapter.method=lora", "aggregator.method=median"))
+    assert objection_to_policy(_ByRound(), bench.aggregator, 6, 4) == ("" if says else MIXES)
+    _, strategy = begun(bench)
+    strategy.policy = _ByRound()
+    assert (strategy.ranks(1, np.arange(4)) == 1).all()
+    with pytest.raises(ConfigError, match=MIXES):
+        strategy.ranks(2, np.arange(4))
 
 
 @pytest.mark.parametrize("name", METHODS.names())
@@ -251,6 +374,58 @@ def stamped(messages: list[Message]) -> list[Message]:
     for message in messages:
         message.metadata.__dict__["_message_id"] = str(message.metadata.dst_node_id)
     return messages
+
+
+@pytest.mark.parametrize(
+    ("changes", "size"),
+    [
+        (("method=flexlora",), 3e38),  # a product of two factors; no mean of finite numbers overflows
+        (("method=ravan", "server.optimizer=fedadam"), 3e38),  # its second moment overflows, its step does not
+        (("method=ravan", "wire.dtype=fp16", "server.optimizer=fedavgm", "server.lr=3"), 6e4),  # as the next message carries it
+    ],
+    ids=["flexlora", "moments", "fp16"],
+)
+def test_a_round_whose_aggregate_is_not_finite_is_void(ground: Ground, changes: tuple[str, ...], size: float) -> None:
+    bench = build(ground.config(*changes))
+    dtype = bench.config.wire.dtype
+    grid, strategy = begun(bench)
+    strategy.aggregate_train(1, grid.send_and_receive(ask(strategy, 1, grid)))
+    state, before = strategy.state.adapter, copy.deepcopy(strategy.state)
+    replies = list(grid.send_and_receive(ask(strategy, 2, grid)))
+    for reply in replies[: 4 if dtype == "fp16" else 1]:
+        sent = decode(from_record(reply.content.array_records["arrays"]), dtype, tag=2)
+        huge = {key: torch.full_like(value, size) if value.is_floating_point() else value for key, value in sent.items()}
+        reply.content["arrays"] = to_record(encode(huge, dtype, tag=2))
+    strategy.aggregate_train(2, replies)
+    assert strategy.state.round == 2 and strategy.state.adapter is state
+    for now, then in ((state.flat(), before.adapter.flat()), (state.memory, before.adapter.memory)):
+        assert now.keys() == then.keys() and all(torch.equal(tensor, then[key]) for key, tensor in now.items())
+    assert (strategy.state.limits == before.limits).all()
+    assert re.match(r"the aggregate is not finite; the largest number, .*, came from client \d$", strategy.record.void)
+    assert [row["status"] for row in strategy.record.clients] == ["rejected: the round is void"] * 4
+    strategy.aggregate_train(3, grid.send_and_receive(ask(strategy, 3, grid)))
+    assert [row["status"] for row in strategy.record.clients] == ["ok"] * 4 and not strategy.record.void
+    assert any(not torch.equal(tensor, before.adapter.flat()[key]) for key, tensor in strategy.state.adapter.flat().items())
+
+
+@pytest.mark.parametrize("world", [(), ("world.name=ideal",)], ids=["alone", "world"])
+def test_a_run_goes_on_after_a_round_that_cannot_be_aggregated(
+    ground: Ground, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, world: tuple[str, ...]
+) -> None:
+    aggregate = FactorMean.aggregate
+
+    def sometimes(self: Any, updates: Any, state: GlobalState, round_number: int) -> Any:
+        if round_number == 2:
+            raise AggregationError("it does not add up")
+        return aggregate(self, updates, state, round_number)
+
+    monkeypatch.setattr(FactorMean, "aggregate", sometimes)
+    rows = simulate(ground.config("method=fedit", "rounds=3", *world), tmp_path / "run").rounds
+    assert [row["clients_failed"] for row in rows] == [0, 0, 4, 0]
+    assert [row.get("void") for row in rows] == [None, None, "it does not add up", None]
+    assert rows[1]["test_loss"] == rows[2]["test_loss"] != rows[3]["test_loss"] and rows[2]["coverage"] == 0
+    line = round_line(rows[2], 3)
+    assert "  0/4 clients  " in line and "  void: it does not add up  " in line
 
 
 def test_a_void_round_says_so(ground: Ground, tmp_path: Any) -> None:

@@ -66,7 +66,7 @@ def _late(grid: _Nodes, roster: Roster, clients: int = 3) -> tuple[Latecomers, l
 
 @pytest.mark.parametrize(
     "said",
-    [_is(3), _is(-1), {"client": 0.5, "num-examples": 3}, {"client": 1}, {"num-examples": 3}, _is(1, -4), Error(1, "no data")],
+    [_is(3), _is(-1), {"client": 0.5, "num-examples": 3}, {"client": 1}, {"num-examples": 3}, _is(1, -4), _is(1, 0), Error(1)],
 )
 def test_a_node_that_cannot_be_is_left_out(said: Any) -> None:
     assert call_roll(_Nodes({7: said, 8: _is(2, 5)}), 3, timeout=0.1) == {2: (8, 5)}
@@ -83,6 +83,11 @@ def test_why_nobody_takes_part() -> None:
         call_roll(_Nodes({5: None}), 2, timeout=0.1)
     with pytest.raises(FedLoRAError, match=r"no client takes part: the disk is gone$"):
         call_roll(_Nodes({5: Error(1, "the disk is gone")}), 2, timeout=0.1)
+
+
+def test_a_node_without_examples_is_told_why_it_cannot_take_part() -> None:
+    with pytest.raises(FedLoRAError, match=r"client 1 says that it has 0 examples; to take part it needs at least 1$"):
+        call_roll(_Nodes({5: _is(1, 0)}), 2, timeout=0.1)
 
 
 def test_a_node_that_comes_late_is_asked_once_and_taken_in() -> None:

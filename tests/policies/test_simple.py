@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedlora.errors import ConfigError, UnknownNameError
-from fedlora.federation.policy import POLICIES, FullPolicy, Observation, PolicySetup, Ranks, legal, make_policy
+from fedlora.federation.policy import POLICIES, FullPolicy, Observation, PolicySetup, Ranks, legal, make_policy, steady_ranks
 from fedlora.federation.workbench import build
 from fedlora_policies.simple import FixedPolicy, RandomPolicy, TieredPolicy
 from tiny_run import Ground
@@ -81,6 +81,32 @@ def test_tiers_that_cannot_be_are_refused(options: dict[str, Any], message: str)
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "steady"),
+    [
+        ("full", {}, True),
+        ("fixed", {"rank": [16, 4, 3]}, True),
+        ("tiers", {"fractions": [0.25, 1.0]}, True),
+        ("random", {}, False),
+    ],
+)
+def test_they_say_which_ranks_each_client_always_gets(name: str, options: dict[str, Any], steady: bool) -> None:
+    policy = make_policy(name, options, SETUP)
+    said = steady_ranks(policy, 20, 3)
+    assert (said is not None) == steady
+    for number in (1, 2) if said is not None else ():
+        assert policy.choose(_look(number, (0, 5, 19))).tolist() == said[[0, 5, 19]].tolist()
+
+
+def test_steady_ranks_of_another_shape_are_one_error() -> None:
+    policy = FullPolicy(SETUP)
+    policy.steady_ranks = CAPS
+    with pytest.raises(
+        ConfigError, match=r"steady_ranks are of type int64, shape \[3\]; they are whole numbers of shape \[20, 3\]"
+    ):
+        steady_ranks(policy, 20, 3)
+
+
 def test_random_ranks_are_legal_spread_and_keyed_by_round_and_client() -> None:
     policy = RandomPolicy(SETUP)
     drawn = np.concatenate([policy.choose(_look(number, tuple(range(20)))) for number in range(1, 21)])
@@ -114,6 +140,8 @@ def test_they_are_found_by_name(name: str) -> None:
         ("fixed", {"rank": 17}, "policy.options.rank = 17 is outside 0 to 16"),
         ("fixed", {"rank": [16, 16, 9]}, "outside 0 to"),
         ("fixed", {"rank": -1}, "outside 0 to 16"),
+        ("fixed", {"rank": 3}, "policy.options.rank: 3 is less than 4, the smallest step of a rank there (for ravan one head)"),
+        ("fixed", {"rank": [16, 3, 8]}, "policy.options.rank: 3 is less than 4, the smallest step"),
         ("fixed", {"rank": 2.5}, "policy.options.rank = 2.5: give whole numbers"),
         ("fixed", {"rank": "big"}, "policy.options.rank = 'big': give whole numbers"),
         ("fixed", {"rank": True}, "policy.options.rank = True: give whole numbers"),
