@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedlora.config import QUICKSTART, RunConfig, load_config
 from fedlora.errors import ConfigError, UnknownNameError
+from fedlora.runs.folder import refuse_own_file
 from fedlora.runs.read import RunRecord, read_run
 
 if TYPE_CHECKING:
@@ -29,6 +30,16 @@ class Run(RunRecord):
     run.metrics[["round", "test_accuracy", "uplink_bytes"]]
     run.plot("ranks")
     """
+
+    def rows(self, log: str = "metrics") -> list[dict[str, Any]]:
+        """Return the rows of "metrics" or "clients" as plain data, None for what was not measured.
+
+        Raises:
+            ConfigError: No such log.
+        """
+        if log not in ("metrics", "clients"):
+            raise UnknownNameError("log of a run", str(log), ("metrics", "clients"))
+        return super().rows(log)
 
     def charts(self) -> dict[str, str]:
         """Return the names that `plot` knows for this run, and what each figure shows."""
@@ -64,7 +75,8 @@ class Run(RunRecord):
         from fedlora.report.build import build
         from fedlora.report.page import write_page
 
-        target = Path(out) if out is not None else self.path / "report.html"
+        target = _path("out", out) if out is not None else self.path / "report.html"
+        refuse_own_file(target)
         write_page(build([self.path]), target)
         return target
 
@@ -75,16 +87,17 @@ class Run(RunRecord):
 
     def __repr__(self) -> str:
         """Return where it lies and how far it is: the tables are long."""
-        return f"Run({str(self.path)!r}, {self.rounds_done} of {self.rounds if self.rounds is not None else '?'} rounds)"
+        return f"Run({str(self.shown)!r}, {self.rounds_done} of {self.rounds if self.rounds is not None else '?'} rounds)"
 
 
 def load_run(path: str | Path) -> Run:
     """Return the run in a folder, finished or not.
 
     Raises:
+        ConfigError: `path` is no path.
         RunFolderError: There is no run in it.
     """
-    return Run(**vars(read_run(path)))
+    return Run(**vars(read_run(_path("path", path))))
 
 
 def simulate(
@@ -103,7 +116,7 @@ def simulate(
     Args:
         run: "quickstart", a run file, a configuration, or its plain tree.
         overrides: Strings as on the command line.
-        out: New folder for the run; default: runs/<time>-<model>-<data>-<adapter>.
+        out: New folder for the run; default: `runs/<time>-<model>-<data>-<adapter>`.
         progress: Print a line per round.
         changes: Keys of the configuration; sections are mappings.
 
@@ -120,10 +133,20 @@ def simulate(
     calm()
     config = _configuration(run, overrides, changes)
     told = Lines(Console(soft_wrap=True)) if progress else None
-    return load_run(simulate_rounds(config, Path(out) if out is not None else default_folder(config), progress=told).folder)
+    folder = _path("out", out) if out is not None else default_folder(config)
+    return load_run(simulate_rounds(config, folder, progress=told).folder)
+
+
+def _path(name: str, value: Any) -> Path:
+    if not isinstance(value, str | Path):
+        raise ConfigError(f"{name} = {value!r}: give the path of a folder, for example 'runs/mine'")
+    return Path(value)
 
 
 def _configuration(run: Any, overrides: tuple[str, ...], changes: Mapping[str, Any]) -> RunConfig:
+    for word in overrides:
+        if not isinstance(word, str):
+            raise ConfigError(f"{word!r} is not an override. Give text such as 'rounds=3', or a keyword: simulate(rounds=3)")
     if isinstance(run, RunConfig):
         return load_config(None, overrides, run.model_dump(exclude_none=True), changes)
     if isinstance(run, Mapping):

@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from fedlora import archives
 from fedlora.archives import Archive, Member
-from fedlora.errors import AssetError, FedLoRAError, UnknownNameError
+from fedlora.errors import AssetError, FedLoRAError, UnknownNameError, reason
 
 _CATALOGUE = Path(__file__).with_name("assets.toml")
 
@@ -182,7 +182,7 @@ def _fetch_archive(asset: Asset, force: bool) -> None:
                 _bring(asset, Path(partial))
     except OSError as error:
         raise AssetError(
-            f"cannot write {asset.name} to the cache {cache}: {error}. Make room, or point FEDLORA_CACHE elsewhere"
+            f"cannot write {asset.name} to the cache {cache}: {reason(error)}. Make room, or point FEDLORA_CACHE elsewhere"
         ) from None
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fedlora.errors import ConfigError, suggest
+from fedlora.errors import ConfigError, reason
+from fedlora.key_errors import dotted_keys, explain
 from fedlora.methods import with_method
 
 Section = TypeVar("Section", bound=BaseModel)
@@ -35,7 +36,7 @@ class ConfigSection(BaseModel):
 class ModelConfig(ConfigSection):
     """The frozen backbone."""
 
-    name: str = Field("minilm-l6", description="packaged short name, Hugging Face hub name, or local model folder")
+    name: str = Field("minilm-l6", min_length=1, description="packaged short name, Hugging Face hub name, or local model folder")
     revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
     task: Literal["auto", "classification", "causal-lm"] = Field("auto", description="auto follows the data set")
     image_size: int | None = Field(None, ge=8, description="side of the square input image, pixels; default: the model's own")
@@ -44,7 +45,9 @@ class ModelConfig(ConfigSection):
 class DataConfig(ConfigSection):
     """Where examples come from and how they are spread over clients."""
 
-    name: str = Field("trec-6", description="packaged short name, or path of a CSV, JSONL, Parquet file or `datasets` folder")
+    name: str = Field(
+        "trec-6", min_length=1, description="packaged short name, or path of a CSV, JSONL, Parquet file or `datasets` folder"
+    )
     text_column: str = Field("text", description="column holding the text (own data)")
     label_column: str = Field("label", description="column holding the label (own data)")
     image_column: str = Field("image", description="column holding the image (own `datasets` folder)")
@@ -306,7 +309,7 @@ def parse_section(section: type[Section], tree: Mapping[str, Any], prefix: str =
     try:
         return section.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(item, section, prefix) for item in error.errors())) from None
+        raise ConfigError(explain(error, section, prefix)) from None
 
 
 def read_toml(path: Path, kind: str = "run file", otherwise: str = "the quickstart") -> dict[str, Any]:
@@ -322,9 +325,9 @@ def read_toml(path: Path, kind: str = "run file", otherwise: str = "the quicksta
     except FileNotFoundError:
         raise ConfigError(f"there is no {kind} {path}. Check the path, or leave it out to run {otherwise}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the {kind} {path} cannot be read: {error}") from None
+        raise ConfigError(f"the {kind} {path} cannot be read: {reason(error)}. Give a TOML file that you may read") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"the {kind} {path} is not valid TOML: {error}") from None
+        raise ConfigError(f"the {kind} {path} is not valid TOML: {error}. Mend that line") from None
 
 
 def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -363,39 +366,6 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
         tree.pop(other, None)
 
 
-def _explain(item: Any, root: type[BaseModel], prefix: str) -> str:
-    """Turn one pydantic error into a sentence that names the key and the nearest valid one."""
-    where = prefix + ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        section, parent = _section(item["loc"][:-1], root), where.rpartition(".")[0]
-        here = [f"{parent}.{name}" if parent else name for name in section.model_fields]
-        elsewhere = [prefix + key for key in all_keys(root) if key.rpartition(".")[2] == item["loc"][-1]]
-        hint = f"Did you mean '{elsewhere[0]}'?" if elsewhere else suggest(where, here)
-        if parent and "options" in section.model_fields and not elsewhere:
-            hint += f" What belongs to the chosen name alone goes under '{parent}.options'."
-        return f"unknown key '{where}'. {hint}"
-    if item["type"] == "literal_error":
-        field = _section(item["loc"][:-1], root).model_fields[str(item["loc"][-1])]
-        return f"unknown value '{item['input']}' for {where}. {suggest(str(item['input']), map(str, get_args(field.annotation)))}"
-    message = str(item["msg"]).removeprefix("Value error, ")
-    return f"{where} = {item['input']!r}: {message}" if where and item["type"] != "value_error" else message
-
-
-def _section(loc: Iterable[Any], root: type[BaseModel]) -> type[BaseModel]:
-    section = root
-    for part in loc:
-        annotation = section.model_fields[str(part)].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            section = annotation
-    return section
-
-
-def all_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+def all_keys(section: type[BaseModel] = RunConfig) -> list[str]:
     """Return every key of the tree in dotted form, in the order of this file."""
-    keys: list[str] = []
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += all_keys(field.annotation, f"{prefix}{name}.")
-        else:
-            keys.append(prefix + name)
-    return keys
+    return dotted_keys(section)

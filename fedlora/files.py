@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -56,6 +57,15 @@ def write_atomic(path: Path, data: bytes | str, once_free: str = _RESUME) -> Non
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically."""
     write_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """Return a value that strict JSON can hold: null for NaN and infinities, lists for tuples."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @contextlib.contextmanager

@@ -26,7 +26,8 @@ class Method:
         trained: What a client trains at a site.
         up: What a client sends per site.
         down: What a client receives per site.
-        exact: Whether the aggregate is the mean of the clients' updates.
+        exact: Whether the aggregate is the mean of the clients' updates. "Over its clients": where all have the same ranks it is;
+            with mixed ranks each part is the mean over the clients that sent it, and no longer the mean over all.
         mixed_ranks: What clients of different ranks do.
         source: Paper.
         sets: Further keys that it sets where the run file does not, in dotted form.
@@ -68,7 +69,7 @@ _OWN = {
         "B",
         "rho out",
         "r out",
-        "yes",
+        _PER_COMPONENT,
         _PER_COMPONENT + " (ours)",
         "arXiv 2403.12313",
     ),
@@ -90,7 +91,7 @@ _OWN = {
         "R",
         "rho^2",
         "r^2; once per client also r (in + out)",
-        "yes",
+        "yes, per entry of R over its clients",
         "yes, leading squares of R (ours)",
         "arXiv 2502.15436",
     ),
@@ -158,7 +159,7 @@ _OWN = {
         "B or A",
         "rho out or rho in",
         "r (in + out)",
-        "yes",
+        _PER_COMPONENT,
         _PER_COMPONENT + " (ours)",
         "arXiv 2409.02346",
     ),
@@ -180,7 +181,7 @@ _OWN = {
         "the whole weight",
         "in x out",
         "in x out",
-        "yes",
+        "yes, per site over its clients",
         "all or nothing per site",
         "arXiv 1602.05629",
     ),
@@ -235,8 +236,11 @@ def rank_for_budget(method: str, numbers: int, out_features: int, in_features: i
         heads: Ravan's heads.
 
     Raises:
-        ConfigError: The budget does not even pay for rank 1, or the method has no rank to choose.
+        ConfigError: The budget does not even pay for rank 1, the method is unknown or has no rank to choose, or there are no
+            heads.
     """
+    if heads < 1:
+        raise ConfigError(f"heads = {heads} trains nothing; ravan has at least 1 head")
     adapter = METHODS.get(method).adapter if method in METHODS.names() else method
     both = in_features + out_features
     linear = {"lora": both, "triplet": both + 1, "ffa-lora": out_features, "fedsa-lora": both, "rolora": both}
@@ -245,6 +249,8 @@ def rank_for_budget(method: str, numbers: int, out_features: int, in_features: i
         rank = numbers // linear[adapter]
     elif adapter in squares:
         rank = math.isqrt(max(0, numbers) // squares[adapter])
+    elif method not in METHODS.names():
+        raise UnknownNameError("method or adapter", method, {*METHODS.names(), *linear, *squares})
     else:
         raise ConfigError(f"method '{method}' has no rank that a budget could choose. Known: {', '.join([*linear, *squares])}")
     if rank < 1:

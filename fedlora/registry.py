@@ -31,17 +31,33 @@ def construct(key: str, name: str, factory: Callable[..., T], *arguments: Any, o
     Raises:
         ConfigError: Options that the factory does not take, or cannot work with.
     """
+    check_options(key, name, factory, len(arguments), options)
     section = key.partition(".")[0]
-    signature = inspect.signature(factory)
-    try:
-        signature.bind(*arguments, **options)
-    except TypeError as error:
-        known = ", ".join(list(signature.parameters)[len(arguments) :]) or "none"
-        raise ConfigError(f"{section}.options do not fit {key} = '{name}': {error}. Its options: {known}") from None
     try:
         return factory(*arguments, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{section}.options = {dict(options)} cannot work with {key} = '{name}': {error}") from None
+
+
+def check_options(key: str, name: str, factory: Callable[..., Any], given: int, options: Mapping[str, Any]) -> None:
+    """Refuse names of options that `factory` does not take, or lacks, without calling it; see `construct`.
+
+    Args:
+        key: Key of the run file that chose the factory.
+        name: What was chosen.
+        factory: Class or function.
+        given: How many arguments every factory of the kind is given before the options.
+        options: What the user gave this one.
+
+    Raises:
+        ConfigError: Options that the factory's signature does not fit.
+    """
+    signature = inspect.signature(factory)
+    try:
+        signature.bind(*[None] * given, **options)
+    except TypeError as error:
+        section, known = key.partition(".")[0], ", ".join(list(signature.parameters)[given:]) or "none"
+        raise ConfigError(f"{section}.options do not fit {key} = '{name}': {error}. Its options: {known}") from None
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,20 @@ def test_the_same_rows_as_on_disk_in_every_process(run: fedlora.Run) -> None:
     assert run.rows() == RunFolder.open(run.path).rows()
 
 
+def test_a_log_that_no_run_has(run: fedlora.Run) -> None:
+    assert run.rows("clients")[0]["client"] in range(6) and run.summary()["rounds"] == 3
+    with pytest.raises(UnknownNameError, match=r"unknown log of a run 'client'\. Did you mean 'clients'\?"):
+        run.rows("client")
+
+
+def test_what_cannot_run_is_refused_before_anything_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match=r"^world\.options needs world\.name, for example world\.name=umi-indoor$"):
+        fedlora.simulate("quickstart", out=tmp_path / "x", world={"options": {"foo": 1}})
+    with pytest.raises(ConfigError, match=r"^policy\.options do not fit"):
+        fedlora.simulate("quickstart", out=tmp_path / "x", policy={"options": {"foo": 1}})
+    assert capsys.readouterr().out == "" and list(tmp_path.iterdir()) == []
+
+
 def test_figures(run: fedlora.Run) -> None:
     charts = run.charts()
     assert charts["progress-rounds"] == "Accuracy and loss against rounds"
@@ -55,6 +69,8 @@ def test_figures(run: fedlora.Run) -> None:
 
 def test_its_report(run: fedlora.Run, tmp_path: Path) -> None:
     assert run.report(tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    with pytest.raises(ConfigError, match=r"would write over metrics\.jsonl of the run in"):
+        run.report(run.path / "metrics.jsonl")
 
 
 def test_a_run_prints_its_rounds(ground: Ground, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,6 +88,12 @@ def test_wrong_words_are_refused_as_on_the_command_line(ground: Ground, tmp_path
         fedlora.simulate("nowhere.toml", out=tmp_path / "x")
     with pytest.raises(ConfigError, match="give 'quickstart', a run file"):
         fedlora.simulate(3, out=tmp_path / "x")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^3 is not an override\. Give text such as 'rounds=3', or a keyword"):
+        fedlora.simulate("quickstart", 3, out=tmp_path / "x")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^out = 3: give the path of a folder"):
+        fedlora.simulate("quickstart", out=3)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^path = None: give the path of a folder"):
+        fedlora.load_run(None)  # type: ignore[arg-type]
     with pytest.raises(RunFolderError, match="holds no run"):
         fedlora.load_run(tmp_path)
     assert list(tmp_path.iterdir()) == []

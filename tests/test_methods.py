@@ -12,7 +12,7 @@ import pytest
 from fedlora.adapters import ADAPTERS
 from fedlora.aggregation import AGGREGATORS
 from fedlora.config import AdapterConfig, RunConfig, load_config, parse_config
-from fedlora.errors import ConfigError
+from fedlora.errors import ConfigError, UnknownNameError
 from fedlora.methods import METHODS, rank_for_budget
 from fedlora.sites import Site
 
@@ -83,7 +83,7 @@ def test_further_keys_are_the_users_to_choose(tmp_path: Path) -> None:
             'method = "ravan"\naggregator.method = "stack"',
             "method = 'ravan' sets aggregator.method = 'ravan', and the run file asks for 'stack'. Leave out aggregator.method",
         ),
-        ('method = "fedit"\nadapter = 3', "adapter = 3: Input should be a valid dictionary"),
+        ('method = "fedit"\nadapter = 3', "adapter = 3: this is a section of keys. Write adapter.method=VALUE"),
         ("method = 3", "unknown method '3'. Known: fed-sb"),
     ],
 )
@@ -143,3 +143,14 @@ def test_a_budget_that_buys_nothing_says_what_it_takes(method: str, numbers: int
     with pytest.raises(ConfigError) as caught:
         rank_for_budget(method, numbers, 768, 768)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("heads", [0, -1])
+def test_a_budget_for_no_heads_is_refused(heads: int) -> None:
+    with pytest.raises(ConfigError, match=f"^heads = {heads} trains nothing; ravan has at least 1 head$"):
+        rank_for_budget("ravan", 10_000, 768, 768, heads=heads)
+
+
+def test_a_budget_for_an_unknown_method_names_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match=r"^unknown method or adapter 'ravn'\. Did you mean 'ravan'\?$"):
+        rank_for_budget("ravn", 10_000, 768, 768)

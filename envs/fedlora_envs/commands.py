@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fedlora.cli.common import Format, read_arguments
+from fedlora.cli.common import Format, RunWords, print_json, read_arguments, talking
 
 # What `fedlora record-response` records where nothing else is said.
 _DEFAULTS = ("adapter.method=triplet", "adapter.rank=8")
 
 
 def record_response(
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="[RUN.toml] [key=value ...]", show_default=False)] = None,
+    arguments: RunWords = None,
     out: Annotated[Path, typer.Option(help="File for the response model (JSON).")] = Path("response.json"),
     records: Annotated[
         Path | None,
@@ -36,13 +35,11 @@ def record_response(
     given = list(arguments or [])
     config = read_arguments(given if given and "=" not in given[0] else [*_DEFAULTS, *given])
     # Only now the heavy imports: a wrong key has been refused already.
-    from rich.console import Console
-
     from fedlora.files import disk_errors
     from fedlora_envs.tasks.fitting import fit
     from fedlora_envs.tasks.recording import record
 
-    console = Console(stderr=format is Format.json, soft_wrap=True)
+    console = talking(format)
     path = records or out.with_suffix(".jsonl")
     for file in (out, path):
         with disk_errors(file):
@@ -58,7 +55,7 @@ def record_response(
     response = fit(found)
     response.save(out)
     if format is Format.json:
-        typer.echo(json.dumps({"response": str(out), "records": str(path), "errors": response.errors}))
+        print_json({"response": str(out), "records": str(path), "errors": response.errors})
         return
     errors = response.errors
     console.print(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import traceback
 
 import typer
 
 from fedlora.cli import assets, deploy, doctor, export, methods, node, report, serve, simulate, watch, world
+from fedlora.cli.ends import run
 from fedlora.cli.plugins import PluginGroup
-from fedlora.errors import FedLoRAError
 from fedlora.quiet_env import calm
 
 app = typer.Typer(
@@ -45,22 +43,12 @@ def _version(show: bool) -> None:
 @app.callback()
 def _root(
     version: bool = typer.Option(False, "--version", help="Print the version and exit.", callback=_version, is_eager=True),
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error.", envvar="FEDLORA_DEBUG"),
+    debug: bool = typer.Option(False, "--debug", help="Print the trace of an error, too; also as FEDLORA_DEBUG=1."),
 ) -> None:
-    if debug:
-        os.environ["FEDLORA_DEBUG"] = "1"
+    """Options of all commands; --debug was read before (see `ends.run`)."""
 
 
 def main() -> None:
     """Run the command line; a refused input is one error on stderr and the exit code of its class."""
     calm()
-    try:
-        app()
-    except FedLoRAError as error:
-        if os.environ.get("FEDLORA_DEBUG"):
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(run(app, sys.argv[1:]))

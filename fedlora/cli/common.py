@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated, Any
 
+import typer
+from rich.console import Console
+
+from fedlora.cli import completion
 from fedlora.config import QUICKSTART, RunConfig, load_config
+from fedlora.files import plain
+
+_LEAST_WIDTH = 72  # below it a table of some columns has no room for words: its lines are wrapped instead
+
+
+RunWords = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[RUN.toml] [key=value ...]", show_default=False, autocompletion=completion.run_words),
+]
+"""A run on the command line: `[RUN.toml] [key=value ...]` (see `read_arguments`)."""
+
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of a run that was cut off; goes on from its newest checkpoint.", autocompletion=completion.run_folders
+    ),
+]
+"""The run that --resume takes up."""
 
 
 class Format(StrEnum):
@@ -21,6 +45,23 @@ class Log(StrEnum):
 
     wandb = "wandb"
     mlflow = "mlflow"
+
+
+def print_json(value: Any) -> None:
+    """Print a command's result as one JSON document on stdout; what is not finite is null."""
+    typer.echo(json.dumps(plain(value), indent=2, allow_nan=False))
+
+
+def talking(format: Format) -> Console:
+    """Return where a command tells what happens: stdout, or stderr where stdout is for JSON."""
+    return Console(stderr=format is Format.json, soft_wrap=True)
+
+
+def tables(soft_wrap: bool = False) -> Console:
+    """Return where tables are printed."""
+    console = Console(soft_wrap=soft_wrap)
+    console.width = max(console.width, _LEAST_WIDTH)
+    return console
 
 
 def with_log(arguments: Sequence[str], log: Sequence[Log] | None) -> list[str]:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
-from fedlora.cli.common import read_arguments
+from fedlora.cli import completion
+from fedlora.cli.common import Format, RunWords, print_json, read_arguments, tables
+from fedlora.cli.ends import Group
 from fedlora.errors import ConfigError
 
-app = typer.Typer(help="Set up a deployment on real devices: keys, certificates, instructions.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="Set up a deployment on real devices: keys, certificates, instructions.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the deployment.", show_default=False)]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The node's name.", show_default=False)]
+KnownName = Annotated[
+    str, typer.Argument(metavar="NAME", help="The node's name.", show_default=False, autocompletion=completion.nodes)
+]
 Hosts = Annotated[
     list[str] | None,
     typer.Option(
@@ -26,7 +32,7 @@ Hosts = Annotated[
 @app.command("init")
 def init(
     folder: Folder,
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="[RUN.toml] [key=value ...]", show_default=False)] = None,
+    arguments: RunWords = None,
     host: Hosts = None,
     nodes: Annotated[
         int | None,
@@ -69,8 +75,32 @@ def add_node(folder: Folder, name: Name) -> None:
     typer.echo(start_commands(made.address, name, node.client))
 
 
+@app.command("list")
+def list_nodes(folder: Folder, format: Annotated[Format, typer.Option(help="How to print the list.")] = Format.text) -> None:
+    """List the nodes of a deployment: client number, key, whether the key is valid and whether a server has taken it on."""
+    from fedlora.deploy.deploy_folder import DeployFolder
+
+    made = DeployFolder.open(folder)
+    known = made.registered()
+    rows: list[dict[str, Any]] = [
+        {"node": node.name, "client": node.client, "state": "known to the server" if node.name in known else "has a key",
+         "key": str(node.key)}
+        for node in made.nodes()
+    ]  # fmt: skip
+    rows += [{"node": name, "client": client, "state": "revoked", "key": None} for name, client in made.server.revoked.items()]
+    if format is Format.json:
+        print_json({"folder": str(made.path), "server": made.address, "nodes": rows})
+        return
+    table = Table(title=f"{made.path}: server at {made.address}", title_justify="left", title_style="bold")
+    for column in ("node", "client", "state"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(str(row["node"]), str(row["client"]), str(row["state"]))
+    tables().print(table)
+
+
 @app.command("revoke")
-def revoke(folder: Folder, name: Name) -> None:
+def revoke(folder: Folder, name: KnownName) -> None:
     """Shut a node out, at once and for good: its key is worth nothing any more."""
     from fedlora.deploy.deploy_folder import DeployFolder
     from fedlora.deploy.superlink import shut_out

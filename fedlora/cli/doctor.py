@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,11 +9,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedlora.cli.common import Format, read_arguments
+from fedlora.cli.common import Format, RunWords, print_json, read_arguments, tables
+from fedlora.errors import ConfigError
 
 
 def command(
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="[RUN.toml] [key=value ...]", show_default=False)] = None,
+    arguments: RunWords = None,
     format: Annotated[Format, typer.Option(help="How to print the findings.")] = Format.text,
     edge: Annotated[bool, typer.Option("--edge", help="Check this device as a node instead.")] = False,
     superlink: Annotated[
@@ -30,6 +30,8 @@ def command(
     With --edge, print one line for each thing that a node needs; the exit code is 1 if one of them is bad.
     """
     if edge:
+        if arguments:
+            raise ConfigError(f"--edge checks a device and takes no run: leave out {' '.join(arguments)}")
         _edge(superlink, ca, key, state, insecure_plain_text, format)
         return
     from fedlora.runs.preflight import installation, preflight
@@ -38,9 +40,9 @@ def command(
     if arguments:
         findings["preflight"] = preflight(read_arguments(arguments))
     if format is Format.json:
-        typer.echo(json.dumps(findings, indent=2))
+        print_json(findings)
         return
-    console = Console(soft_wrap=True)
+    console = tables(soft_wrap=True)
     for title, rows in findings.items():
         table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
         for key_, value in rows.items():
@@ -53,7 +55,7 @@ def _edge(superlink: str | None, ca: Path | None, key: Path | None, state: Path,
 
     findings = check_edge(superlink, ca, key, state, plain)
     if format is Format.json:
-        typer.echo(json.dumps([{"name": item.name, "level": item.level, "text": item.text} for item in findings], indent=2))
+        print_json([{"name": item.name, "level": item.level, "text": item.text} for item in findings])
     else:
         console = Console(soft_wrap=True, highlight=False)
         style = {"ok": "green", "warning": "yellow", "bad": "bold red"}

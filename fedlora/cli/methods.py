@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -10,16 +9,16 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from fedlora.cli.common import Format
+from fedlora.cli.common import Format, print_json, tables
 
 
 def command(format: Annotated[Format, typer.Option(help="How to print the list.")] = Format.text) -> None:
     """List methods, adapters, aggregators, policies, radio worlds, models and data sets."""
     found = registered()
     if format is Format.json:
-        typer.echo(json.dumps(found, indent=2))
+        print_json(found)
         return
-    console = Console()
+    console = tables()
     _print_methods(console, found["methods"])
     for kind, rows in found.items():
         if kind == "methods":

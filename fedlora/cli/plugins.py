@@ -11,16 +11,17 @@ from typing import Any
 
 import typer
 from rich.markup import escape
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 from typer.main import get_command
 
+from fedlora.cli.ends import Group
 from fedlora.errors import ConfigError
 from fedlora.registry import Registry
 
 COMMANDS: Registry[Callable[..., None]] = Registry("command", "fedlora.commands")
 
 
-class PluginGroup(TyperGroup):
+class PluginGroup(Group):
     """fedlora's own commands, then those of `COMMANDS`, each loaded when it is asked for. Own names cannot be taken."""
 
     def __init__(self, **arguments: Any) -> None:

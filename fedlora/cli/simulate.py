@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from fedlora.cli.common import Format, Log, read_arguments, with_log
+from fedlora.cli.common import Format, Log, Resume, RunWords, print_json, read_arguments, talking, with_log
 from fedlora.config import RunConfig
 from fedlora.errors import ConfigError
 from fedlora.runs.summary import summary
 
 
 def command(
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="[RUN.toml] [key=value ...]", show_default=False)] = None,
+    arguments: RunWords = None,
     out: Annotated[
         Path | None, typer.Option(help="New folder for the run; default: runs/<time>-<model>-<data>-<adapter>.")
     ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Folder of a run that was cut off; goes on from its newest checkpoint.")
-    ] = None,
+    resume: Resume = None,
     log: Annotated[list[Log] | None, typer.Option(help="Also send each round to this tracker; may be repeated.")] = None,
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.text,
 ) -> None:
@@ -33,7 +29,7 @@ def command(
     from fedlora.runs.progress import Lines, Live
     from fedlora.runs.simulate import simulate
 
-    console = Console(stderr=format is Format.json, soft_wrap=True)
+    console = talking(format)
     progress = Live(console) if console.is_terminal else Lines(console)
     try:
         result = simulate(config, folder, resume=resume is not None, progress=progress)
@@ -45,7 +41,7 @@ def command(
         if isinstance(progress, Live):
             progress.abort()
     if format is Format.json:
-        typer.echo(json.dumps({"folder": str(result.folder), "summary": summary(result.rounds), "rounds": result.rounds}))
+        print_json({"folder": str(result.folder), "summary": summary(result.rounds), "rounds": result.rounds})
     else:
         console.print(result_table(summary(result.rounds)))
         console.print(f"run folder: {result.folder}", highlight=False)
@@ -69,17 +65,17 @@ def what_and_where(arguments: list[str], out: Path | None, resume: Path | None) 
 
 def result_table(result: dict[str, Any]) -> Table:
     """Return a run's outcome as people read it."""
-    from fedlora.runs.progress import duration, size
+    from fedlora.runs.progress import duration, number, size
 
     table = Table(show_header=True, header_style="bold")
     table.add_column("")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
     if result["accuracy_after"] is None:  # the server has nothing whole to measure: clients keep a part of the model
-        table.add_row("accuracy at clients", "", _number(result["clients_accuracy"]))
+        table.add_row("accuracy at clients", "", number(result["clients_accuracy"]))
     else:
-        table.add_row("test accuracy", *(_number(result[f"accuracy_{when}"]) for when in ("before", "after")))
-        table.add_row("test loss", *(_number(result[f"loss_{when}"]) for when in ("before", "after")))
+        table.add_row("test accuracy", *(number(result[f"accuracy_{when}"]) for when in ("before", "after")))
+        table.add_row("test loss", *(number(result[f"loss_{when}"]) for when in ("before", "after")))
     table.add_section()
     table.add_row("bytes up", "", size(result["uplink_bytes"]))
     table.add_row("bytes down", "", size(result["downlink_bytes"]))
@@ -92,8 +88,3 @@ def result_table(result: dict[str, Any]) -> Table:
         table.add_row("virtual time", "", duration(result["virtual_time_s"]))
         table.add_row("energy at clients", "", f"{result['energy_j']:.4g} J")
     return table
-
-
-def _number(value: float | None) -> str:
-    """Return a measured number; None is one that was not finite."""
-    return "not finite" if value is None else f"{value:.4f}"

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from fedlora.cli.common import Format
+from fedlora.cli import completion
+from fedlora.cli.common import Format, print_json, tables
 from fedlora.config import read_overrides
 from fedlora.errors import ConfigError
 
@@ -22,7 +22,9 @@ _PREFIX = "world.options."  # how a run file calls the keys; accepted here too
 
 
 def command(
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="[NAME] [key=value ...]", show_default=False)] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME] [key=value ...]", show_default=False, autocompletion=completion.worlds)
+    ] = None,
     clients: Annotated[
         int | None, typer.Option(help="Clients of the world; default: as many as it holds, or 2000.", show_default=False)
     ] = None,
@@ -51,8 +53,10 @@ def command(
     world: Any = WORLDS.get(name)
     if options:
         config = _able(world, name, "config")(**changes)
-        tree = config.model_dump(mode="json")
-        typer.echo(json.dumps(tree, indent=2) if format is Format.json else run_file(name, config))
+        if format is Format.json:
+            print_json(config.model_dump(mode="json"))
+        else:
+            typer.echo(run_file(name, config))
         return
     found = _able(world, name, "portrait")(
         clients=clients,
@@ -64,7 +68,7 @@ def command(
         options=changes,
     )
     if format is Format.json:
-        typer.echo(json.dumps(found, indent=2))
+        print_json(found)
     else:
         _print(found)
 
@@ -124,19 +128,19 @@ def _section(path: str, config: BaseModel) -> Iterator[str]:
 
 def _list(rows: list[dict[str, Any]], format: Format) -> None:
     if format is Format.json:
-        typer.echo(json.dumps({"worlds": rows}, indent=2))
+        print_json({"worlds": rows})
         return
     table = Table(title="worlds", title_justify="left", title_style="bold")
     for column in rows[0] if rows else []:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row.values())
-    Console().print(table)
+    tables().print(table)
 
 
 def _print(found: dict[str, Any]) -> None:
     """Print a portrait: a section of rows of numbers becomes a table, whatever its rows are called."""
-    console = Console(soft_wrap=True)
+    console = tables(soft_wrap=True)
     console.print(f"[bold]{found['world']}[/bold]: {found['summary']}", highlight=False)
     console.print(f"sources: {found['sources']}", highlight=False)
     for title, section in found.items():

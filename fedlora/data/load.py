@@ -14,6 +14,7 @@ from fedlora.config import DataConfig
 from fedlora.data import files
 from fedlora.data.base import DataSet, Examples, Source
 from fedlora.data.sources import DATA
+from fedlora.data.tables import SUFFIXES
 from fedlora.errors import ConfigError, DataError, UnknownNameError
 
 # Words per token of English prose, with room to spare, so that a chunk of words seldom exceeds the block length.
@@ -38,7 +39,7 @@ def load_data(config: DataConfig, seed: int, task: Literal["auto", "classificati
 
     Raises:
         UnknownNameError: Neither a registered name nor an existing path.
-        DataError: The data cannot be used; says where and why.
+        DataError: The data cannot be used, or a path leads nowhere; says where and why.
         AssetError: A packaged set cannot be fetched.
     """
     from fedlora.streams import stream
@@ -64,6 +65,8 @@ def _source(config: DataConfig, task: str) -> Source:
     path = Path(config.name).expanduser()
     if path.exists():
         return files.read_files(path, config, labelled=task != "causal-lm")
+    if config.name.startswith((".", "~")) or "/" in config.name or "\\" in config.name or path.suffix.lower() in SUFFIXES:
+        raise DataError(f"there is no data file or folder {path.absolute()}. Check data.name, or give the name of a data set")
     error = UnknownNameError("data set", config.name, DATA.names())
     error.args = (f"{error} There is no file or folder {path.absolute()} either",)
     raise error

@@ -122,13 +122,13 @@ def test_on_a_terminal_there_is_a_bar(ground: Ground, tmp_path: Path) -> None:
 # -- interrupted ------------------------------------------------------------------------------------------------------
 
 
-def _interrupt(ground: Ground, folder: Path, file: str) -> Finished:
+def _interrupt(ground: Ground, folder: Path, file: str, by: signal.Signals = signal.SIGINT) -> Finished:
     child = Child(["simulate", *ground.overrides("rounds=500"), "--out", "run"], folder)
     deadline = time.monotonic() + 60
     while not (folder / file).exists() and time.monotonic() < deadline:
         time.sleep(0.002)
     assert child.process.pid is not None
-    os.kill(child.process.pid, signal.SIGINT)
+    os.kill(child.process.pid, by)
     return child.wait()
 
 
@@ -138,6 +138,12 @@ def test_ctrl_c_says_how_to_go_on(ground: Ground, tmp_path: Path) -> None:
     assert "Traceback" not in done.err
     again = fedlora_command(["simulate", "rounds=500", "--resume", "run"], tmp_path, kill_at=30)  # it takes the run up
     assert "going on after round" in again.out
+
+
+def test_sigterm_says_it_too(ground: Ground, tmp_path: Path) -> None:
+    done = _interrupt(ground, tmp_path, "run/checkpoints/round-00001", signal.SIGTERM)
+    assert done.code == 143 and done.out.splitlines()[-1] == "stopped. Go on with: fedlora simulate --resume run"
+    assert done.err == ""
 
 
 def test_ctrl_c_before_there_is_a_run(ground: Ground, tmp_path: Path) -> None:

@@ -82,3 +82,5 @@ def test_every_update_not_finite_is_reported_and_the_run_goes_on(ground: Ground,
     done = fedlora_command(["simulate", *ground.overrides("training.lr=1e30", "training.clip=0"), "--out", "run"], tmp_path)
     assert done.code == 0
     assert "non-finite" in done.out and "0/4 clients" in done.out
+    said = "no reply was counted in any round: the adapter is the one that the run began with"
+    assert done.out.count(said) == 1 and done.out.index(said) > done.out.index("round 2/2")

@@ -43,7 +43,11 @@ def test_data_that_is_not_there(ground: Ground, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "notes.txt").write_text("hello")
     missing = _simulate(ground, tmp_path, "data.name=data.csv")
-    assert missing.code == 2 and missing.error.endswith(f"There is no file or folder {tmp_path / 'data.csv'} either")
+    assert missing.code == 3 and missing.error.startswith(
+        f"there is no data file or folder {tmp_path / 'data.csv'}. Check data.name"
+    )
+    unknown = _simulate(ground, tmp_path, "data.name=nowhere")
+    assert unknown.code == 2 and unknown.error.endswith(f"There is no file or folder {tmp_path / 'nowhere'} either")
     assert "holds no data: expected train.csv" in _simulate(ground, tmp_path, "data.name=folder").error
     assert "is of no known kind: data files end in .csv" in _simulate(ground, tmp_path, "data.name=notes.txt").error
 

@@ -101,10 +101,43 @@ def test_what_is_no_run_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "training" / "config.toml").write_text("learner = 'ppo'\n")
     assert "is a file, not the folder of a run" in fedlora_command(["watch", "file"], tmp_path).error
     refused = fedlora_command(["watch", "training"], tmp_path)
-    assert refused.code == 5 and "is not what a run wrote" in refused.error
+    assert refused.code == 5 and "is the folder of something else than a federated run" in refused.error
+    assert len(refused.err.splitlines()) == 1
+    for name, file, says in (
+        ("scores", "compare.json", "holds no run but compare.json"),
+        ("rest", "metrics.jsonl", "no config.toml"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("{}\n")
+        refused = fedlora_command(["watch", name], tmp_path)
+        assert refused.code == 5 and says in refused.error and refused.out == ""
     late = fedlora_command(["watch", "nowhere", "--timeout", "0.2"], tmp_path)
     assert late.code == 1 and "no run began in nowhere within 0.2 s" in late.error
     assert "waiting for nowhere" in late.out
+
+
+def test_rows_that_lack_something_are_shown_as_far_as_they_go(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    rows = {
+        log: [json.loads(line) for line in (finished / f"{log}.jsonl").read_text().splitlines()] for log in ("metrics", "clients")
+    }
+    del rows["metrics"][1]["uplink_bytes"], rows["metrics"][2]["clients_failed"], rows["clients"][0]["status"]
+    del rows["clients"][1]["round"], rows["clients"][2]["client"]
+    rows["metrics"][3]["train_loss"], rows["metrics"][3]["downlink_bytes"] = "low", None
+    for log, found in rows.items():
+        (tmp_path / "run" / f"{log}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    done = fedlora_command(["watch", "run"], tmp_path)
+    assert done.code == 0, done.err
+    assert "clients.jsonl: 2 damaged rows passed over" in done.out and "client 0: its row has no status" in done.out
+    shown = [line for line in done.out.splitlines() if line.startswith("round ")]
+    assert "up ?, down" in shown[1] and "down ?" in shown[3] and "train loss" not in shown[3] and len(shown) == 4
+
+
+def test_a_folder_that_a_copy_of_a_run_comes_into_is_waited_for(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    shutil.copy(finished / "clients.jsonl", tmp_path / "copy")
+    late = fedlora_command(["watch", "copy", "--timeout", "0.2"], tmp_path)
+    assert late.code == 1 and "no run began in copy within 0.2 s" in late.error
 
 
 def _without_end(finished: Path, to: Path) -> Path:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fedlora.cli.common import Format, read_arguments
+from fedlora.cli.common import Format, RunWords, print_json, read_arguments, talking
 
 
 def emulate(
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="RUN.toml [key=value ...]", show_default=False)] = None,
+    arguments: RunWords = None,
     out: Annotated[Path | None, typer.Option(help="New folder for the run; default: as `fedlora simulate`.")] = None,
     delay_ms: Annotated[float, typer.Option(min=0, help="Propagation delay of each direction, ms.")] = 5.0,
     jitter_ms: Annotated[float, typer.Option(min=0, help="Largest deviation from it, ms.")] = 0.0,
@@ -29,25 +27,20 @@ def emulate(
     what was measured.
     """
     config = read_arguments(arguments or [])
-    from rich.console import Console
-
-    from fedlora.deploy.serve import Terminated
     from fedlora.runs.folder import default_folder
     from fedlora_envs.emulation.run import Settings
     from fedlora_envs.emulation.run import emulate as run
 
-    console = Console(stderr=format is Format.json, soft_wrap=True)
+    console = talking(format)
     folder = out or default_folder(config)
     settings = Settings(delay_ms, jitter_ms, loss, queue_kb, time_scale, simulate)
     try:
         summary = run(config, folder, settings, lambda text: console.print(text, highlight=False))
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt:
         console.print("stopped; server, nodes and namespaces are gone. An emulated run cannot be resumed")
-        if isinstance(stop, Terminated):
-            sys.exit(143)
         raise
     if format is Format.json:
-        typer.echo(json.dumps({"folder": str(folder), "summary": summary}))
+        print_json({"folder": str(folder), "summary": summary})
         return
     for line in lines(summary):
         console.print(line, highlight=False)

@@ -18,8 +18,7 @@ from typing import IO, Any
 
 from fedlora.config import RunConfig, parse_config
 from fedlora.deploy.deploy_folder import DeployFolder
-from fedlora.deploy.serve import Terminated
-from fedlora.errors import ConfigError, FedLoRAError
+from fedlora.errors import ConfigError, FedLoRAError, Terminated
 from fedlora.files import write_atomic, write_json
 from fedlora.runs.folder import RunFolder, refuse_taken
 from fedlora_envs.emulation.compare import FOLDER, compare

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedlora.config import RunConfig
-from fedlora.errors import ConfigError
+from fedlora.errors import ConfigError, reason
 from fedlora.files import write_atomic
 from fedlora.streams import stream
 from fedlora_envs.tasks.base import Floats, Ranks, Sites
@@ -179,5 +179,7 @@ def read_records(path: Path) -> Records:
             for name, kind in _COLUMNS.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} cannot be read as records of `fedlora record-response`: {error!r}. Record them anew") from None
+        raise ConfigError(
+            f"{path} cannot be read as records of `fedlora record-response`: {reason(error)}. Record them anew"
+        ) from None
     return Records(header, **columns)
