@@ -93,7 +93,13 @@ def outcomes(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """Return every run's outcome and what its folder lacks, as plain data (RunFolderError where a path holds no run)."""
     runs = [read_run(path) for path in paths]
     return [
-        {"folder": str(run.path), "complete": run.complete, "rounds_planned": run.rounds, **run.summary(), "missing": run.missing}
+        {
+            "folder": str(run.shown),
+            "complete": run.complete,
+            "rounds_planned": run.rounds,
+            **run.summary(),
+            "missing": run.missing,
+        }
         for run in runs
     ]
 
@@ -151,20 +157,20 @@ def _summary(runs: Runs) -> Table:
     found = [run.summary() for _, run in runs]
     kinds: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
         ("test accuracy, before", lambda row: _share(row.get("accuracy_before"))),
-        ("test accuracy, after", lambda row: _share(row.get("accuracy_after"))),
+        ("test accuracy, after", lambda row: _share(row.get("accuracy_after")) + _when(row, "accuracy_after")),
         ("test loss, before", lambda row: _share(row.get("loss_before"))),
-        ("test loss, after", lambda row: _share(row.get("loss_after"))),
+        ("test loss, after", lambda row: _share(row.get("loss_after")) + _when(row, "loss_after")),
         ("accuracy at clients", lambda row: _share(row.get("clients_accuracy"))),
-        ("bytes up", lambda row: size(row["uplink_bytes"]) if row else ""),
-        ("bytes down", lambda row: size(row["downlink_bytes"]) if row else ""),
+        ("bytes up", lambda row: _text(row, "uplink_bytes", size)),
+        ("bytes down", lambda row: _text(row, "downlink_bytes", size)),
         ("replies that counted", _replies),
-        ("energy at clients", lambda row: f"{row['energy_j']:.4g} J" if row.get("energy_j") is not None else ""),
-        ("real time in rounds", lambda row: duration(row["wall_time_s"]) if row else ""),
+        ("energy at clients", lambda row: _text(row, "energy_j", lambda joules: f"{joules:.4g} J")),
+        ("real time in rounds", lambda row: _text(row, "wall_time_s", duration)),
     )
     rows = [(name, *(how(row) for row in found)) for name, how in kinds]
     times = [(clock(run)[0], clock(run)[1]) for _, run in runs]
     if any(which != "wall time" for _, which in times):
-        rows.insert(-2, ("time on the run's clock", *(f"{duration(ends[-1])}" if len(ends) else "" for ends, _ in times)))
+        rows.insert(-2, ("time on the run's clock", *(duration(ends[-1]) if has_numbers(ends[-1:]) else "" for ends, _ in times)))
     rows.insert(0, ("rounds", *(f"{run.rounds_done}" for _, run in runs)))
     kept = tuple(row for row in rows if any(row[1:]))
     return Table("In numbers", ("", *(name for name, _ in runs)), kept)
@@ -172,6 +178,15 @@ def _summary(runs: Runs) -> Table:
 
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
+
+
+def _when(row: dict[str, Any], name: str) -> str:
+    """Return of which round a number is, where that is not the last one."""
+    return f" (round {row['evaluated_round']})" if row.get(name) is not None and row["evaluated_round"] != row["rounds"] else ""
+
+
+def _text(row: dict[str, Any], name: str, how: Callable[[float], str]) -> str:
+    return "" if row.get(name) is None else how(row[name])
 
 
 def _replies(row: dict[str, Any]) -> str:
@@ -218,7 +233,7 @@ def _texts(run: RunRecord, prefix: str) -> list[Text]:
 
 def _repeat(run: RunRecord) -> str:
     """Return the command that repeats a run, from its resolved configuration, and the one that began it."""
-    file = run.path / "config.toml"
+    file = run.shown / "config.toml"
     if run.emulation:
         command = ["fedlora", "emulate", str(file)]
     elif run.config is not None and run.config.engine == "deployment":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from fedlora.report.charts import (
     one,
 )
 from fedlora.report.clients import KINDS, kind_of, numbers
-from fedlora.report.curves import ROUND, clock
+from fedlora.report.curves import ROUND, begins, clock
 from fedlora.runs.read import RunRecord
 
 _MOST_VIEWS = 40
@@ -68,8 +68,8 @@ class _Replies:
 
 def ranks(run: RunRecord) -> list[Chart]:
     """Return the ranks of each site over rounds, above the links of the same rounds: of all clients, and of each."""
-    vectors = _vectors(run)
-    if vectors is None:
+    run, vectors = _with_vectors(run)
+    if not vectors.size:
         return []
     clients, rounds = (run.clients[name].to_numpy(np.int64) for name in ("client", "round"))
     replies = _Replies(clients, rounds, kind_of(run.clients["status"].tolist()), vectors, channel_of(run))
@@ -87,11 +87,14 @@ def ranks(run: RunRecord) -> list[Chart]:
     return [Chart("ranks", title, views, caption, wide=True, choice="clients"), *_against_channel(run, replies)]
 
 
-def _vectors(run: RunRecord) -> NDArray[np.int64] | None:
-    """Return the rank vector of each row of clients.jsonl, `[rows, sites]`; None where they are not there in one length."""
+def _with_vectors(run: RunRecord) -> tuple[RunRecord, NDArray[np.int64]]:
+    """Return the run with those of its client rows that have a rank per site, and their rank vectors, `[rows, sites]`."""
     found = run.clients["ranks"].tolist()
-    lengths = {len(vector) if isinstance(vector, list) else 0 for vector in found}
-    return np.array(found, np.int64) if len(lengths) == 1 and lengths != {0} else None
+    lengths = [len(vector) if isinstance(vector, list) and all(type(rank) is int for rank in vector) else 0 for vector in found]
+    sites = max(set(lengths) - {0}, key=lengths.count, default=0)
+    there = np.array([sites > 0 and length == sites for length in lengths], bool)
+    vectors = [vector for vector, good in zip(found, there.tolist(), strict=True) if good]
+    return replace(run, clients=run.clients[there]), np.array(vectors, np.int64).reshape(len(vectors), sites)
 
 
 def short_names(sites: Sequence[str]) -> tuple[str, ...]:
@@ -184,14 +187,17 @@ def timeline(run: RunRecord) -> list[Chart]:
     ends, which = clock(run)
     if which == "wall time" or not len(run.clients) or not any(has_numbers(numbers(run, key)) for _, key, _ in _PHASES):
         return []
-    begins = dict(zip(run.metrics["round"].tolist(), np.concatenate([[0.0], ends[:-1]]).tolist(), strict=True))
+    pairs = zip(run.metrics["round"].tolist(), begins(run, ends).tolist(), strict=True)
+    began = {number: start for number, start in pairs if np.isfinite(start)}
     rounds, clients = (run.clients[name].to_numpy(np.int64) for name in ("round", "client"))
-    known = np.isin(rounds, list(begins))
+    known = np.isin(rounds, list(began))
+    if not known.any():
+        return []
     per_round = np.bincount(rounds[known])
     recent = np.cumsum(per_round[::-1])[::-1] <= _MOST_BARS  # the last rounds that can be read, at least one
     first = int(np.argmax(recent)) if recent.any() else int(rounds.max())
     chosen = known & (rounds >= max(first, 1))
-    start = np.array([begins[number] for number in rounds[chosen].tolist()])
+    start = np.array([began[number] for number in rounds[chosen].tolist()])
     at, notes = clients[chosen].astype(float), tuple(f"round {number}" for number in rounds[chosen].tolist())
     marks: list[Mark] = []
     for label, key, colour in _PHASES:
@@ -202,7 +208,7 @@ def timeline(run: RunRecord) -> list[Chart]:
     if lost.any():
         said = tuple(run.clients["status"][chosen][lost].astype(str))
         marks.append(Points(start[lost], at[lost], "lost here", INK, 4, notes=said))
-    marks.append(Rules(np.unique([begins[number] for number in set(rounds[chosen].tolist())])))
+    marks.append(Rules(np.unique([began[number] for number in set(rounds[chosen].tolist())])))
     span = f" Rounds {int(rounds[chosen].min())} to {int(rounds[chosen].max())} of {run.rounds_done}." if first > 1 else ""
     most = max(int(at.max()) + 1, run.config.clients if run.config else 0)
     who = Axis("client", whole=True, reverse=True, range=(-0.6, most - 0.4))

@@ -6,6 +6,7 @@ marks. Colours are positions in `COLOURS`, so that the same run or policy has th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -221,3 +222,13 @@ def has_numbers(values: Any) -> bool:
     """Return whether there is a finite number among the values."""
     array = np.asarray(values, np.float64)
     return bool(array.size and np.isfinite(array).any())
+
+
+def share_axis(label: str, curves: Iterable[Floats]) -> Axis:
+    """Return an axis for shares that shows the curves and never leaves 0 to 1; flat curves get a tenth around them."""
+    known = np.concatenate([np.zeros(0), *(curve[np.isfinite(curve)] for curve in curves)])
+    if not known.size:
+        return Axis(label, range=(0.0, 1.0))
+    low, high = float(known.min()), float(known.max())
+    margin = max(0.06 * (high - low), 0.05 - (high - low) / 2)
+    return Axis(label, range=(max(0.0, low - margin), min(1.0, high + margin)))

@@ -16,10 +16,15 @@ _CLIENT = Axis("client", whole=True, reverse=True)
 
 
 def kind_of(statuses: list[Any]) -> NDArray[np.int64]:
-    """Return the position in `KINDS` of each status of clients.jsonl, `[rows]`; what is not known there counts as failed."""
-    names = list(STATUSES)
-    starts = [next((name for name in names if str(status).startswith(name)), "failed") for status in statuses]
-    return np.array([names.index(start) for start in starts], np.int64)
+    """Return the position in `KINDS` of each status of clients.jsonl, `[rows]`; -1 for none, and failed for an unknown one."""
+    places = {name: place for place, name in enumerate(STATUSES)}
+    return np.array([_kind(status, places) for status in statuses], np.int64)
+
+
+def _kind(status: Any, places: dict[str, int]) -> int:
+    if not isinstance(status, str):
+        return -1
+    return next((place for name, place in places.items() if status.startswith(name)), places["failed"])
 
 
 def numbers(run: RunRecord, name: str) -> Floats:
@@ -36,8 +41,9 @@ def heat_maps(run: RunRecord) -> list[Chart]:
     charts = []
     if len(run.clients):
         kinds = kind_of(run.clients["status"].tolist())
-        notes = run.clients["status"].astype(str).to_numpy()
-        charts.append(_table(run, "outcomes", "What became of each client's reply", kinds.astype(float), "", KINDS, notes))
+        notes = np.array([status if isinstance(status, str) else "" for status in run.clients["status"]], object)
+        outcomes = np.where(kinds < 0, np.nan, kinds)
+        charts.append(_table(run, "outcomes", "What became of each client's reply", outcomes, "", KINDS, notes))
         wanted = (
             ("ranks", "Mean rank of each client", "mean_rank", "mean rank over sites", 1.0),
             ("losses", "Training loss of each client", "train_loss", "mean loss over local steps (nats)", 1.0),
@@ -56,7 +62,7 @@ def heat_maps(run: RunRecord) -> list[Chart]:
 def _table(
     run: RunRecord, key: str, title: str, values: Floats, label: str, kinds: tuple[tuple[str, int], ...], notes: NDArray[Any]
 ) -> Chart:
-    """Return clients against rounds; who was not asked stays blank."""
+    """Return clients against rounds; who was not asked, or sent no such number, stays blank."""
     clients, rounds = (run.clients[name].to_numpy(np.int64) for name in ("client", "round"))
     most = max(int(clients.max()) + 1, run.config.clients if run.config else 0)
     first, last = int(rounds.min()), int(rounds.max())
@@ -68,8 +74,20 @@ def _table(
     if kinds:  # only kinds that occur are in the legend, so positions move
         places = {place: position for position, place in enumerate(np.unique(z[np.isfinite(z)]))}
         z = np.vectorize(lambda value: places.get(value, np.nan), otypes=[float])(z)
-    heat = Heat(z, np.arange(first, last + 1.0), np.arange(float(most)), label, scale, present, notes=said)
-    return one(f"clients-{key}", title, Panel(ROUND, _CLIENT, (heat,), _height(most)), caption="Blank: not asked in that round.")
+    low, high = _ends(run, key, values)
+    heat = Heat(z, np.arange(first, last + 1.0), np.arange(float(most)), label, scale, present, low, high, said)
+    caption = "Blank: not asked in that round" + (", or no number came back." if np.isnan(values).any() else ".")
+    return one(f"clients-{key}", title, Panel(ROUND, _CLIENT, (heat,), _height(most)), caption=caption)
+
+
+def _ends(run: RunRecord, key: str, values: Floats) -> tuple[float | None, float | None]:
+    """Return the ends of a colour scale that is the same for every run of a kind; None: those of the numbers."""
+    if key == "accuracies":
+        return 0.0, 1.0
+    if key == "ranks":
+        caps = run.federation.caps if run.federation else []
+        return 0.0, max(1.0, *map(float, caps), float(np.nanmax(values)))
+    return None, None
 
 
 def _height(rows: int) -> int:

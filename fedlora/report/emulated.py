@@ -10,7 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from fedlora.report.charts import GREY, INK, Axis, Band, Chart, Floats, Line, Mark, Panel, Points, Table, has_numbers, one
+from fedlora.report.charts import (
+    GREY,
+    INK,
+    Axis,
+    Band,
+    Chart,
+    Floats,
+    Line,
+    Mark,
+    Panel,
+    Points,
+    Table,
+    has_numbers,
+    one,
+    share_axis,
+)
 from fedlora.report.curves import ROUND
 from fedlora.runs.read import RunRecord
 
@@ -107,7 +122,7 @@ def _accuracy(rounds: list[dict[str, Any]]) -> Chart | None:
         for key, label, colour, dash, shape in (("accuracy", "measured", 4, 0, 0), ("simulated_accuracy", "simulated", INK, 1, 1))
         if has_numbers(values := _numbers(rounds, key))
     )
-    panel = Panel(ROUND, Axis("accuracy (share of examples)"), marks, 280)
+    panel = Panel(ROUND, share_axis("accuracy (share of examples)", (mark.y for mark in marks)), marks, 280)
     caption = "" if len(marks) == 2 else "No simulation of the same run lies beside it."
     return one("emulated-accuracy", "Test accuracy, emulated and simulated", panel, caption=caption) if marks else None
 

@@ -280,8 +280,10 @@ def _cells(mark: Heat, panel: Panel) -> list[list[str]]:
             value = mark.z[row, place]
             note = str(mark.notes[row, place]) if mark.notes is not None else ""
             amount = "" if mark.kinds else f"<br>{escape(mark.label)}: {value:.4g}"
-            blank = not np.isfinite(value)
-            line.append("" if blank else f"{escape(name)}, {escape(head)}{amount}<br>{escape(note[:200])}")
+            if not np.isfinite(value):  # who was asked and sent nothing has a note
+                amount = ""
+            said_nothing = not np.isfinite(value) and not note
+            line.append("" if said_nothing else f"{escape(name)}, {escape(head)}{amount}<br>{escape(note[:200])}")
         said.append(line)
     return said
 

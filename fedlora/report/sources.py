@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedlora.errors import RunFolderError
+from fedlora.errors import RunFolderError, reason
 from fedlora.report.policies import is_comparison
 from fedlora.runs.folder import LOGS
 from fedlora.runs.logs import Tail
@@ -82,7 +82,7 @@ def _json(path: Path, name: str) -> Source:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunFolderError(
-            f"{path} cannot be read as JSON ({error}). Give the folder of a run, or a study's JSON file"
+            f"{path} cannot be read as JSON: {reason(error)}. Give the folder of a run, or a study's JSON file"
         ) from None
     if not isinstance(found, dict):
         raise RunFolderError(

@@ -106,7 +106,7 @@ def _numeric(value: Any) -> bool:
 
 
 def _charts(metric: str, entry: _Metric) -> Iterator[Chart]:
-    title = metric.replace("_", " ").capitalize()
+    title = metric[:1].upper() + metric[1:].replace("_", " ")
     repeated = [label for label, values in entry.samples.items() if len(values) > 1]
     if entry.intervals or len(repeated) > 1:
         yield _ladder(metric, title, entry)

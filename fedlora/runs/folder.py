@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedlora.config import RunConfig, load_config
 from fedlora.errors import ConfigError, RunFolderError
-from fedlora.files import disk_errors, is_temporary, sweep, write_atomic
+from fedlora.files import disk_errors, is_temporary, plain, sweep, write_atomic
 from fedlora.runs.holding import hold
 
 if TYPE_CHECKING:  # who only watches a run does without torch
@@ -33,6 +33,10 @@ if TYPE_CHECKING:  # who only watches a run does without torch
 
 FEDERATION = "federation.json"
 LOGS = {"metrics": "metrics.jsonl", "clients": "clients.jsonl", "events": "tensorboard/events.out.tfevents.0.fedlora"}
+_OWN = {
+    *(file.partition("/")[0] for file in LOGS.values()), FEDERATION, "config.toml", "environment.json", "label_mix.png",
+    "checkpoints", "adapter", "trackers.json", "deployment.json", "emulation.jsonl", "emulation.json", "emulation.png",
+}  # fmt: skip
 
 
 class RunFolder:
@@ -78,7 +82,7 @@ class RunFolder:
         try:
             return RunFolder(path, load_config(path / "config.toml"))
         except ConfigError as error:
-            raise RunFolderError(f"{path / 'config.toml'} is not what a run wrote: {error}") from None
+            raise RunFolderError(f"{path / 'config.toml'} is not what a run{_of_version(path)} wrote: {error}") from None
 
     def alone(self) -> contextlib.AbstractContextManager[None]:
         """Hold the run for this process (see `fedlora.runs.holding.hold`)."""
@@ -148,7 +152,7 @@ class RunFolder:
 def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Append rows to a log of JSON lines and wait until the disk has them; what is not finite becomes null."""
     with disk_errors(path), path.open("ab") as file:
-        file.write("".join(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows).encode())
+        file.write("".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows).encode())
         file.flush()
         os.fsync(file.fileno())
 
@@ -157,6 +161,16 @@ def cut(path: Path, length: int) -> None:
     """Cut a log back to a length in bytes."""
     with disk_errors(path):
         os.truncate(path, length)
+
+
+def _of_version(path: Path) -> str:
+    """Return " of fedlora ..." where a run's folder says that another version wrote it."""
+    this = version("fedlora")
+    try:
+        wrote = json.loads((path / "environment.json").read_text(encoding="utf-8"))["packages"]["fedlora"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f" of this version ({this}; it was version {wrote})" if wrote != this else ""
 
 
 def holds_run(path: Path) -> bool:
@@ -184,6 +198,15 @@ def refuse_taken(path: Path, argument: str = "--out") -> None:
             raise RunFolderError(f"{nearest} cannot be written by this user. {other}")
 
 
+def refuse_own_file(path: Path) -> None:
+    """Raise ConfigError where `path` is, or lies in, what a run wrote and is read from; what else is in its folder may go."""
+    inside = path.resolve()
+    for folder in inside.parents:
+        first = inside.relative_to(folder).parts[0]
+        if first in _OWN and (holds_run(folder) or (folder / LOGS["metrics"]).is_file()):
+            raise ConfigError(f"--out {path} would write over {first} of the run in {folder}. Give another --out")
+
+
 def default_folder(config: RunConfig) -> Path:
     """Return a new folder under runs/ that says when it was begun and with what."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -193,15 +216,6 @@ def default_folder(config: RunConfig) -> Path:
     while folder.exists():
         folder, count = base.with_name(f"{base.name}-{count}"), count + 1
     return folder
-
-
-def _plain(value: Any) -> Any:
-    """Return a value that JSON can hold: null for NaN and infinities."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _difference(old: RunConfig, new: RunConfig) -> str:

@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.config import RunConfig
-from fedlora.errors import FedLoRAError, RunFolderError
-from fedlora.runs.folder import LOGS, RunFolder, holds_run
-from fedlora.runs.holding import Held, held
+from fedlora.errors import FedLoRAError, RunFolderError, reason
+from fedlora.runs.folder import FEDERATION, LOGS, RunFolder, holds_run
+from fedlora.runs.holding import HOLDER, Held, held
 from fedlora.runs.logs import Tail
 from fedlora.runs.progress import Progress
+from fedlora.runs.read import is_run
+from fedlora.runs.rows import amount, numbers_only, placed
 
 GRACE_S = 5.0
 """Seconds for which nobody may hold an unfinished run before it is called stopped: processes take turns at a run too."""
 
 _SILENCE_S = 120.0
+
+# A copy of a run that is under way may have any of these before it has config.toml.
+_OF_A_RUN = {"adapter", "checkpoints", "environment.json", "label_mix.png", "tensorboard", FEDERATION, HOLDER, *LOGS.values()}
 
 
 class StoppedError(FedLoRAError):
@@ -49,20 +54,33 @@ class Follower:
         """
         if self.config is None:
             if not holds_run(self.path):
-                if self.path.exists() and not self.path.is_dir():
-                    raise RunFolderError(f"{self.path} is a file, not the folder of a run")
+                _refuse_others(self.path)
                 return False
+            if not is_run(self.path):
+                raise RunFolderError(
+                    f"{self.path} is the folder of something else than a federated run, such as the training of a policy. "
+                    "Give the folder that `fedlora simulate` printed"
+                )
             self.config = RunFolder.open(self.path).config
             self.progress.start(self.config, [])
-        done = self._metrics.read()  # first: a round's clients are written before its own row
-        for client in self._clients.read():
-            self._waiting[int(client["round"])].append(client)
-        for row in done:
-            number = int(row["round"])
+        rows = self._sound(self._metrics, "metrics")  # first: a round's clients are written before its own row
+        for client in self._sound(self._clients, "clients"):
+            self._waiting[client["round"]].append(client)
+        for row in map(numbers_only, rows):
+            number = row["round"]
             self.progress.round(row, self._waiting.pop(number, []))
             self._rows = [*(old for old in self._rows if old["round"] < number), row]
             self.last = number
-        return bool(done)
+        return bool(rows)
+
+    def _sound(self, tail: Tail, log: str) -> list[dict[str, Any]]:
+        """Return the new rows of a log that have a place; say how many have none, and what is no row at all."""
+        before = tail.damaged
+        rows = tail.read()
+        good = [row for row in rows if placed(row, log)]
+        if bad := len(rows) - len(good) + tail.damaged - before:
+            self.progress.say(f"{LOGS[log]}: {amount(bad, 'damaged row')} passed over")
+        return good
 
     @property
     def complete(self) -> bool:
@@ -89,11 +107,12 @@ def follow(path: Path, progress: Progress, *, poll_s: float = 0.5, patience_s: f
     """
     follower = Follower(path, progress)
     news = free_since = time.monotonic()
-    warned = False
-    if not holds_run(path):
-        progress.say(f"waiting for {path}: there is no run yet")
+    warned = waiting = False
     while True:
         fresh, now = follower.look(), time.monotonic()
+        if follower.config is None and not waiting:
+            progress.say(f"waiting for {path}: there is no run yet")
+            waiting = True
         if follower.complete:
             progress.stop(path, follower.rows())
             return follower.rows()
@@ -114,6 +133,26 @@ def follow(path: Path, progress: Progress, *, poll_s: float = 0.5, patience_s: f
             what = f"no round of {path} ended" if follower.config else f"no run began in {path}"
             raise StoppedError(f"{what} within {patience_s:g} s. Look after it where it runs, or give --timeout more")
         time.sleep(poll_s)
+
+
+def _refuse_others(path: Path) -> None:
+    """Raise RunFolderError where no run can begin: a folder without a run that holds other things, or no folder."""
+    if path.exists() and not path.is_dir():
+        raise RunFolderError(f"{path} is a file, not the folder of a run")
+    try:
+        names = sorted(inside.name for inside in path.iterdir() if not inside.name.startswith("."))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read: {reason(error)}") from None
+    if LOGS["metrics"] in names:
+        raise RunFolderError(
+            f"{path} has {LOGS['metrics']} but no config.toml, so it is no run that goes on. "
+            "`fedlora report` shows what is there; a run's whole folder can be followed"
+        )
+    if names and _OF_A_RUN.isdisjoint(names):
+        found = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise RunFolderError(f"{path} holds no run but {found}. Give the folder that `fedlora simulate` printed")
 
 
 def _ended(follower: Follower) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,7 +66,7 @@ class Lines(Quiet):
 
     def say(self, text: str) -> None:
         """Print what happens now."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, markup=False)  # texts of other machines are among it
 
     def start(self, config: RunConfig, rows: list[dict[str, Any]]) -> None:
         """Say what runs, and from where a resumed run goes on."""
@@ -80,8 +82,8 @@ class Lines(Quiet):
         """Print the round's numbers, and each client that failed."""
         self.say(round_line(row, self.rounds))
         for client in clients:
-            if client["status"] != "ok":
-                self.say(f"  client {client['client']}: {client['status']}")
+            if client.get("status") != "ok":
+                self.say(f"  client {client.get('client', '?')}: {client.get('status') or 'its row has no status'}")
 
 
 class Live(Lines):
@@ -126,26 +128,35 @@ class Live(Lines):
             self.bar.stop()
 
 
+def number(value: float | None) -> str:
+    """Return a measured number as people read it; what is not finite is None once it was written down."""
+    return f"{value:.4f}" if value is not None and math.isfinite(value) else "not finite"
+
+
 def round_line(row: dict[str, Any], rounds: int) -> str:
-    """Return a round's numbers as one line."""
+    """Return a round's numbers as one line; "?" stands for what a damaged row lacks."""
     parts = [f"round {row['round']:>{len(str(rounds))}}/{rounds}"]
-    if row["test_accuracy"] is not None:
+    if row.get("test_accuracy") is not None:
         parts.append(f"accuracy {row['test_accuracy']:.4f}")
-        parts.append(f"loss {row['test_loss']:.4f}")
-    if row["test_accuracy"] is None and row.get("clients_accuracy") is not None:
+        parts.append(f"loss {number(row.get('test_loss'))}")
+    elif row.get("clients_accuracy") is not None:
         parts.append(f"accuracy at clients {row['clients_accuracy']:.4f}")
-    if row["train_loss"] is not None:
-        parts.append(f"train loss {row['train_loss']:.4f}")
-    if row["clients_selected"]:
-        parts.append(f"up {size(row['uplink_bytes'])}, down {size(row['downlink_bytes'])}")
+    if row.get("train_loss") is not None:
+        parts.append(f"train loss {number(row['train_loss'])}")
+    if row.get("clients_selected"):
+        parts.append(f"up {_or_unknown(row, 'uplink_bytes', size)}, down {_or_unknown(row, 'downlink_bytes', size)}")
         parts.append(f"{counted(row)}/{row['clients_selected']} clients")
         if row.get("virtual_time_s"):
-            parts.append(f"at {duration(row['virtual_time_s'])}, {row['energy_j']:.3g} J")
+            parts.append(f"at {duration(row['virtual_time_s'])}, {_or_unknown(row, 'energy_j', '{:.3g}'.format)} J")
         if not counted(row):
             parts.append(f"void: {row.get('void') or 'no sound reply'}")
-    elif row["round"]:
+    elif row["round"] and "clients_selected" in row:
         parts.append("void: nobody was asked")
-    return "  ".join([*parts, f"{row['wall_time_s']:.1f} s"])
+    return "  ".join([*parts, f"{_or_unknown(row, 'wall_time_s', '{:.1f}'.format)} s"])
+
+
+def _or_unknown(row: dict[str, Any], name: str, how: Callable[[float], str]) -> str:
+    return "?" if row.get(name) is None else how(row[name])
 
 
 def duration(seconds: float) -> str:

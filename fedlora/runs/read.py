@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from fedlora.config import RunConfig, load_config
 from fedlora.errors import ConfigError, RunFolderError
+from fedlora.runs import fields
 from fedlora.runs.folder import FEDERATION, LOGS
 from fedlora.runs.logs import Tail
+from fedlora.runs.rows import amount, spans_text, usable
 from fedlora.runs.summary import summary
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ EMULATION = "emulation.jsonl"
 """What `fedlora emulate` predicted and measured."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays do not compare to one truth
 class Federation:
     """Who takes part and what is trained: federation.json.
 
@@ -45,12 +47,12 @@ class Federation:
     caps: list[int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tables do not either: a record is the same as itself
 class RunRecord:
     """What is known of a run.
 
     Attributes:
-        path: Its folder.
+        path: Its folder, absolute, so that it is found from wherever the process goes.
         config: Its configuration; None where this version cannot read it.
         config_text: config.toml as it stands; empty where there is none.
         metrics: One row per round, round 0 being the untouched model: the columns of metrics.jsonl.
@@ -59,6 +61,7 @@ class RunRecord:
         federation: Labels per client and names of sites; None where it was not written.
         emulation: Rows of emulation.jsonl; empty for a run that was not emulated.
         missing: What a whole run folder has and this one has not, a sentence each.
+        given: The folder as it was named, for texts; None: as `path`.
     """
 
     path: Path
@@ -70,11 +73,17 @@ class RunRecord:
     federation: Federation | None = None
     emulation: list[dict[str, Any]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    given: Path | None = None
 
     @property
     def name(self) -> str:
         """The folder's own name."""
-        return self.path.resolve().name
+        return self.path.name
+
+    @property
+    def shown(self) -> Path:
+        """The folder as it was named."""
+        return self.given or self.path
 
     @property
     def rounds_done(self) -> int:
@@ -97,9 +106,10 @@ class RunRecord:
         return [{key: None if _void(value) else value for key, value in row.items()} for row in frame.to_dict("records")]
 
     def summary(self) -> dict[str, Any]:
-        """Return the run's outcome in a few numbers; empty before its first row."""
+        """Return the run's outcome in a few numbers; empty before its first row, None for what no row has."""
         rows = self.rows()
-        return summary(rows) if rows else {}
+        unknown = {name for name in self.metrics if self.metrics[name].isna().all()}
+        return {name: None if name in unknown else value for name, value in summary(rows).items()} if rows else {}
 
     def adapter(self) -> Path:
         """Return the folder of the final adapter, for `peft.PeftModel.from_pretrained(model, run.adapter())`.
@@ -129,11 +139,12 @@ def read_run(path: str | Path) -> RunRecord:
     config, text = _config(path, missing)
     metrics, clients = (_table(path, log, missing) for log in ("metrics", "clients"))
     record = RunRecord(
-        path, config, text, metrics, clients, _environment(path, missing), _federation(path, missing),
-        Tail(path / EMULATION).read(), missing,
+        path.resolve(), config, text, metrics, clients, _environment(path, missing), _federation(path, missing),
+        Tail(path / EMULATION).read(), missing, path,
     )  # fmt: skip
     if record.rounds is not None and record.rounds_done < record.rounds:
-        missing.append(f"rounds {record.rounds_done + 1} to {record.rounds} of {record.rounds}: the run goes on, or was cut off")
+        left = spans_text([(record.rounds_done + 1, record.rounds)])
+        missing.append(f"{left} of {record.rounds}: the run goes on, or was cut off")
     elif not (path / "adapter").is_dir():
         missing.append("adapter/: the final adapter was not exported")
     return record
@@ -141,9 +152,9 @@ def read_run(path: str | Path) -> RunRecord:
 
 def is_run(path: Path) -> bool:
     """Return whether a folder holds a federated run, or what is left of one."""
-    rows = _first_row(path / LOGS["metrics"])
-    if rows is not None:
-        return "round" in rows
+    row = _first_row(path / LOGS["metrics"])
+    if row is not None and not row.keys().isdisjoint(("round", "iteration")):
+        return "round" in row
     if not (path / "config.toml").is_file():
         return False
     try:  # a run that has no row yet; the folder of a policy's training has a config.toml of its own kind
@@ -187,31 +198,23 @@ def _table(path: Path, log: str, missing: list[str]) -> DataFrame:
 
     file = path / LOGS[log]
     tail = Tail(file)
-    rows = [row for row in tail.read() if isinstance(row.get("round"), int)]
+    found = tail.read()
     if not file.is_file():
         missing.append(f"{LOGS[log]}: there is no such file")
-    elif not rows and log == "metrics":
+    elif not found and log == "metrics":
         missing.append(f"{LOGS[log]}: no round is in it yet")
     if tail.damaged:
-        missing.append(f"{LOGS[log]}: {tail.damaged} damaged lines were passed over")
-    frame = pandas.DataFrame(rows)
-    wanted = _METRICS if log == "metrics" else _CLIENTS
-    for column, dtype in wanted.items():
+        missing.append(f"{LOGS[log]}: {amount(tail.damaged, 'damaged line')} passed over")
+    frame = pandas.DataFrame(usable(found, log, missing))
+    wanted = fields.METRICS if log == "metrics" else fields.CLIENTS
+    measured = (fields.METRICS | fields.WORLD_METRICS | fields.NODE_METRICS) if log == "metrics" else fields.CLIENTS
+    for column in [*wanted, *(name for name in frame if name in measured and name not in wanted)]:
+        numeric = column not in fields.TEXTS
         if column not in frame:
-            frame[column] = pandas.Series([np.nan if dtype is float else None] * len(frame), dtype=dtype)
-        elif dtype is float:
+            frame[column] = pandas.Series([np.nan if numeric else None] * len(frame), dtype=float if numeric else object)
+        elif numeric:
             frame[column] = pandas.to_numeric(frame[column], errors="coerce")
-    return frame.astype({"round": int}) if len(frame) else frame
-
-
-_METRICS: dict[str, type] = dict.fromkeys(
-    (
-        "round", "test_accuracy", "test_loss", "train_loss", "clients_accuracy", "uplink_bytes", "downlink_bytes",
-        "clients_selected", "clients_failed", "mean_rank", "coverage", "wall_time_s",
-    ),
-    float,
-)  # fmt: skip
-_CLIENTS: dict[str, type] = {"round": float, "client": float, "status": object, "ranks": object, "mean_rank": float}
+    return frame.astype(dict.fromkeys(("round",) if log == "metrics" else ("round", "client"), int)) if len(frame) else frame
 
 
 def _environment(path: Path, missing: list[str]) -> dict[str, Any]:

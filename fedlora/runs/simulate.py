@@ -23,7 +23,7 @@ from fedlora.federation.engines import refuse_deployment, run_engine
 from fedlora.federation.policy import StatefulPolicy
 from fedlora.federation.roll import Latecomers, Roster, call_roll
 from fedlora.federation.strategy import RoundStrategy, ServerState, policy_of
-from fedlora.federation.workbench import Workbench, build
+from fedlora.federation.workbench import Workbench, build, check_run
 from fedlora.federation.world import World, make_world
 from fedlora.files import write_atomic, write_json
 from fedlora.runs.checkpoint import Checkpoint, prune, save_checkpoint
@@ -31,8 +31,10 @@ from fedlora.runs.environment import environment
 from fedlora.runs.export import export_state
 from fedlora.runs.folder import FEDERATION, RunFolder, holds_run, refuse_taken
 from fedlora.runs.progress import Progress, Quiet
+from fedlora.runs.summary import counted
 from fedlora.runs.tensorboard import Events
 from fedlora.runs.trackers import Trackers, check_trackers, flat_config
+from fedlora.runs.unread import unread
 from fedlora.training.evaluation import evaluate
 from fedlora.wire import encode, from_record, to_record
 
@@ -84,11 +86,12 @@ def run(
     else:
         RunFolder.open(out).refuse_other(config)
     check_trackers(config)
+    check_run(config)
     progress.say("loading model and data")
     bench = build(config)
     policy_of(bench)  # options that do not fit are refused before anything is written
     world = world_of(bench)
-    for note in world.notes if world else []:
+    for note in [*unread(config, bench.adapters[0]), *(world.notes if world else [])]:
         progress.say(f"note: {note}")
     if bench.backbone.placement.emulated:
         progress.say(
@@ -104,7 +107,10 @@ def run(
             done = True
         finally:
             session.trackers.close(done)
-    return RunResult(folder.path, folder.rows())
+    rows = folder.rows()
+    if not any(counted(row) for row in rows):
+        progress.say("no reply was counted in any round: the adapter is the one that the run began with")
+    return RunResult(folder.path, rows)
 
 
 class Session:
@@ -215,6 +221,7 @@ class Session:
             return
         state, record = strategy.state, strategy.record
         row = self._metrics(state, record.clients, record.coverage)
+        row |= {"void": record.void} if record.void else {}
         self.folder.append("clients", record.clients)
         self.folder.append("metrics", [row])
         self.events.round(row, record.clients)

@@ -6,35 +6,54 @@ from typing import Any
 
 
 def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return a run's outcome in a few numbers; `rounds` are rows of metrics.jsonl, at least one."""
+    """Return a run's outcome in a few numbers; `rounds` are rows of metrics.jsonl, at least one.
+
+    `accuracy_after` and `loss_after` are those of the last round that was measured, `evaluated_round`; None where none was.
+    What a row lacks adds nothing to a sum.
+    """
     first, last = rounds[0], rounds[-1]
+    before = first if first["round"] == 0 else {}
+    measured = [row for row in rounds if _known(row, "test_accuracy") or _known(row, "test_loss")]
+    after: dict[str, Any] = measured[-1] if measured else {}
     return {
         "rounds": last["round"],
-        "accuracy_before": first["test_accuracy"],
-        "accuracy_after": last["test_accuracy"],
-        "loss_before": first["test_loss"],
-        "loss_after": last["test_loss"],
-        "clients_accuracy": last["clients_accuracy"],
-        "uplink_bytes": sum(row["uplink_bytes"] for row in rounds),
-        "downlink_bytes": sum(row["downlink_bytes"] for row in rounds),
+        "accuracy_before": before.get("test_accuracy"),
+        "accuracy_after": after.get("test_accuracy"),
+        "loss_before": before.get("test_loss"),
+        "loss_after": after.get("test_loss"),
+        "evaluated_round": after.get("round"),
+        "clients_accuracy": last.get("clients_accuracy"),
+        "uplink_bytes": int(_total(rounds, "uplink_bytes")),
+        "downlink_bytes": int(_total(rounds, "downlink_bytes")),
         "replies": sum(counted(row) for row in rounds),
-        "replies_failed": sum(row["clients_failed"] for row in rounds),
-        "wall_time_s": round(sum(row["wall_time_s"] for row in rounds), 3),
-        **(_in_the_world(rounds) if "virtual_time_s" in last else {}),
+        "replies_failed": int(_total(rounds, "clients_failed")),
+        "wall_time_s": round(_total(rounds, "wall_time_s"), 3),
+        **_in_the_world(rounds),
     }
 
 
 def _in_the_world(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what the run cost in its radio world."""
+    """Return what the run cost in its radio world; nothing without one."""
+    times = [row["virtual_time_s"] for row in rounds if _known(row, "virtual_time_s")]
+    if not times and not any(_known(row, "energy_j") for row in rounds):
+        return {}
     return {
-        "virtual_time_s": rounds[-1]["virtual_time_s"],
-        "energy_j": sum(row["energy_j"] for row in rounds),
-        "replies_dropped": sum(row["clients_dropped"] for row in rounds),
-        "replies_late": sum(row["clients_late"] for row in rounds),
+        **({"virtual_time_s": times[-1]} if times else {}),
+        "energy_j": _total(rounds, "energy_j"),
+        "replies_dropped": int(_total(rounds, "clients_dropped")),
+        "replies_late": int(_total(rounds, "clients_late")),
     }
+
+
+def _known(row: dict[str, Any], name: str) -> bool:
+    return row.get(name) is not None
+
+
+def _total(rounds: list[dict[str, Any]], name: str) -> float:
+    return sum(row.get(name) or 0 for row in rounds)
 
 
 def counted(row: dict[str, Any]) -> int:
     """Return how many replies of a round count, from its row of metrics.jsonl."""
-    lost = ("clients_failed", "clients_dropped", "clients_late")
-    return int(row["clients_selected"] - sum(row.get(name, 0) for name in lost))
+    lost = sum(row.get(name) or 0 for name in ("clients_failed", "clients_dropped", "clients_late"))
+    return max(0, int((row.get("clients_selected") or 0) - lost))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fedlora.files import disk_errors
+from fedlora.runs.fields import TEXTS
 
 
 class Events:
@@ -52,17 +53,21 @@ class Events:
                 writer = RecordWriter(file)
                 if file.tell() == 0:
                     writer.write(Event(wall_time=event.wall_time, file_version="brain.Event:2").SerializeToString())
-                    for summary in self._about(numbers):
+                    for summary in self._about(row):
                         writer.write(Event(wall_time=event.wall_time, summary=summary).SerializeToString())
                 writer.write(event.SerializeToString())
 
-    def _about(self, numbers: Mapping[str, float]) -> list[Any]:
-        """Return what makes the run a line of the HParams table: its configuration, and which numbers may stand beside it."""
+    def _about(self, first: Mapping[str, Any]) -> list[Any]:
+        """Return what makes the run a line of the HParams table: its configuration, and which numbers may stand beside it.
+
+        What is null in the first row, such as losses before any training, is a number later.
+        """
         if not self.about:
             return []
         from torch.utils.tensorboard.summary import hparams  # TensorBoard's own needs TensorFlow
 
-        shown = dict.fromkeys((f"{self.step}/{name}" for name in numbers), 0.0)
+        names = [name for name, value in first.items() if value is None or isinstance(value, int | float)]
+        shown = dict.fromkeys((f"{self.step}/{name}" for name in names if name != self.step and name not in TEXTS), 0.0)
         experiment, start, _ = hparams(dict(self.about), shown)
         return [experiment, start]
 

@@ -163,7 +163,7 @@ def test_outcomes_as_json(radio_run: Path, plain_run: Path, tmp_path: Path) -> N
         (["nowhere"], "there is no such folder or file"),
         (["empty"], "holds nothing to report on"),
         (["words.json"], "cannot be read as JSON"),
-        (["empty", "--format", "json"], "holds no run"),
+        (["empty", "--format", "json"], "holds nothing to report on"),
     ],
 )
 def test_what_cannot_be_reported_is_one_error(tmp_path: Path, arguments: list[str], says: str) -> None:

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from fedlora.errors import ConfigError
-from fedlora.runs import trackers
+from fedlora.runs import fields, trackers
 from fedlora.runs.progress import Quiet
 from fedlora.runs.simulate import simulate
 from tiny_run import Ground
@@ -158,5 +158,6 @@ def test_tensorboard_has_the_configuration_of_the_run(ground: Ground, tmp_path: 
     start = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info.hparams
     assert start["policy.name"].string_value == "tiers" and start["adapter.rank"].number_value == 4
     experiment = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
-    assert "round/test_accuracy" in {info.name.tag for info in experiment.metric_infos}
+    offered = {info.name.tag for info in experiment.metric_infos}
+    assert offered == {f"round/{name}" for name in fields.METRICS if name != "round"}, "null before any training or not"
     assert set(events.Tags()["histograms"]) == {"round/ranks"} and "round/test_accuracy" in events.Tags()["scalars"]
