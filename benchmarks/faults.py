@@ -62,6 +62,11 @@ def measure(folder: Path, turns: int, only: str) -> dict[str, list[dict[str, Any
     return found
 
 
+REVOKED = "key revoked while online"
+NOBODY = "nobody at the address, --max-retries 5"
+REFUSED = ("no key", "unknown key", "the same key twice", REVOKED, "wrong authority", "plain text to a TLS server", NOBODY)
+
+
 @contextlib.contextmanager
 def _refused(link: EdgeLink, name: str, folder: Path) -> Iterator[NodeProcess]:
     """Start a node that is to end by itself; the block begins when nothing but that is to be waited for."""
@@ -73,14 +78,7 @@ def _refused(link: EdgeLink, name: str, folder: Path) -> Iterator[NodeProcess]:
         "unknown key": join(link, other),
         "wrong authority": ["--superlink", link.address, "--ca", str(folder / "ca.crt"), "--key", str(known), "--client", "0"],
         "plain text to a TLS server": ["--superlink", link.address, "--insecure-plain-text", "--client", "0"],
-        "nobody at the address, --max-retries 5": [
-            "--superlink",
-            f"127.0.0.1:{free_port()}",
-            "--client",
-            "0",
-            "--max-retries",
-            "5",
-        ],
+        NOBODY: ["--superlink", f"127.0.0.1:{free_port()}", "--client", "0", "--max-retries", "5"],
     }
     if name in calls:
         with nodes(folder, calls[name]) as (node,):
@@ -95,11 +93,6 @@ def _refused(link: EdgeLink, name: str, folder: Path) -> Iterator[NodeProcess]:
         else:
             with nodes(folder / "second", join(link, known)) as (second,):
                 yield second
-
-
-REVOKED = "key revoked while online"
-NOBODY = "nobody at the address, --max-retries 5"
-REFUSED = ("no key", "unknown key", "the same key twice", REVOKED, "wrong authority", "plain text to a TLS server", NOBODY)
 
 
 def measure_refused(folder: Path, turns: int, only: str) -> dict[str, list[dict[str, Any]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
@@ -39,8 +38,7 @@ def client_app_killed(run: FaultyRun) -> Told:
     """Flower's process for one message gets SIGKILL while it waits for the trainer."""
     with run.in_the_middle(0) as number:
         began = time.monotonic()
-        # The process of a message is forked from a server; the only one that is younger than the message.
-        _message_process(run, 0).kill()
+        run.messages(0)[-1].kill()
     line, noticed = run.told.wait(r"^ +(node-0|client 0): ", began)
     return Told(run.status(number, 0), line, noticed, run.whole(began, ALL))
 
@@ -101,20 +99,20 @@ def supernode_killed(run: FaultyRun) -> Told:
     with run.in_the_middle(1) as number:
         began = time.monotonic()
         os.killpg(run.child(1, "fedlora.deploy.supernode").pid, signal.SIGKILL)
-    line, noticed = run.told.wait(r"^ +(node-1|client 1): ", began)
-    return Told(run.status(number, 1), line, noticed, run.whole(began, ALL))
+    return _outcome(run, number, 1, began)
 
 
 def node_killed(run: FaultyRun) -> Told:
-    """A whole node gets SIGKILL in the middle of a round, and is started again ten seconds later."""
+    """A node and its trainer get SIGKILL in the middle of a round, and the node is started again ten seconds later."""
+    trainer = run.trainer(2)
     with run.in_the_middle(2) as number:
         began = time.monotonic()
         run.nodes[2].process.kill()
         run.nodes[2].process.wait()
+        trainer.kill()  # it must not reply in its last half second
     time.sleep(10.0)
     run.start_node(2)
-    line, noticed = run.told.wait(r"^ +(node-2|client 2): ", began)
-    return Told(run.status(number, 2), line, noticed, run.whole(began, ALL))
+    return _outcome(run, number, 2, began)
 
 
 def superlink_killed(run: FaultyRun) -> Told:
@@ -181,19 +179,17 @@ FAULTS: dict[str, Callable[[FaultyRun], Told]] = {
 }
 
 
+def _outcome(run: FaultyRun, number: int, client: int, began: float) -> Told:
+    """Wait for the end of a round in which a client failed, or was soon enough back to reply after all."""
+    status = run.status(number, client)
+    line, noticed = "", time.monotonic() - began
+    if status != "ok":
+        line, noticed = run.told.wait(rf"^ +(node-{client}|client {client}): ", began)
+    return Told(status, line, noticed, run.whole(began, ALL))
+
+
 def _resumed(run: FaultyRun, since: float) -> float:
     done = len(run.rows())
     run.serve("--resume", "run")
     wait_until(lambda: run.lab.status.first >= 0 and len(run.rows()) >= done, 120, "the run that goes on")
     return run.whole(since, ALL)
-
-
-def _message_process(run: FaultyRun, node: int) -> psutil.Process:
-    """Return the process of the message that a node works on: the youngest of those forked for messages."""
-    found = []
-    for child in psutil.Process(run.nodes[node].process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            parent = child.parent()
-            if parent is not None and "forkserver" in " ".join(parent.cmdline()):
-                found.append(child)
-    return max(found, key=lambda child: child.create_time())

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedlora.errors import ConfigError
+from fedlora.errors import ConfigError, reason
 from fedlora.files import disk_errors
 
 VALID_DAYS = 825
@@ -63,7 +63,9 @@ def write_server_certificate(certificate: Path, key: Path, authority: Path, auth
         issuer = x509.load_pem_x509_certificate(authority.read_bytes())
         signer = serialization.load_pem_private_key(authority_key.read_bytes(), None)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"the authority in {authority} and {authority_key} cannot be read: {error}") from None
+        raise ConfigError(
+            f"the authority in {authority} and {authority_key} cannot be read: {reason(error)}. Restore them from a copy"
+        ) from None
     assert isinstance(signer, ec.EllipticCurvePrivateKey)
     private = ec.generate_private_key(ec.SECP384R1())
     names = [general_name(host) for host in dict.fromkeys([*hosts, "localhost", "127.0.0.1", "::1"])]
@@ -77,8 +79,15 @@ def write_server_certificate(certificate: Path, key: Path, authority: Path, auth
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key(issuer)), critical=False)
         .sign(signer, hashes.SHA384())
     )
-    _write_private(key, _pem(private))
-    _write_public(certificate, built.public_bytes(serialization.Encoding.PEM))
+    # The old pair stays until the new one is there: a host that cannot be, or a full disk, leaves a server that works.
+    fresh = [path.with_name(f".new-{path.name}") for path in (key, certificate)]
+    for path in fresh:
+        path.unlink(missing_ok=True)
+    _write_private(fresh[0], _pem(private))
+    _write_public(fresh[1], built.public_bytes(serialization.Encoding.PEM))
+    for path, name in zip(fresh, (key, certificate), strict=True):
+        with disk_errors(name):
+            os.replace(path, name)
 
 
 def write_node_key(private: Path, public: Path, comment: str) -> None:

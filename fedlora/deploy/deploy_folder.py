@@ -15,6 +15,7 @@ Private keys have mode 0600, and only the folder's user may enter `certificates`
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import shutil
@@ -37,7 +38,7 @@ from fedlora.deploy.certificates import (
     write_server_certificate,
 )
 from fedlora.deploy.instructions import device_unit, readme, server_unit
-from fedlora.errors import ConfigError, FedLoRAError, suggest
+from fedlora.errors import ConfigError, FedLoRAError, RunFolderError, suggest
 from fedlora.files import disk_errors, write_atomic, write_json
 from fedlora.runs.folder import refuse_taken
 
@@ -109,6 +110,8 @@ class DeployFolder:
         refuse_taken(path, "DIR")
         for host in hosts:
             general_name(host)
+        if bind and not _is_address(bind):
+            raise ConfigError(f"--bind {bind}: give an address of this machine to listen on, for example 0.0.0.0 or 192.168.1.20")
         local = all(is_loopback(host) for host in hosts)
         bind = bind or ("127.0.0.1" if local else "0.0.0.0")
         server = ServerConfig(hosts=hosts, bind=bind, port=port, nodes={f"node-{number}": number for number in range(nodes)})
@@ -129,10 +132,10 @@ class DeployFolder:
 
     @staticmethod
     def open(path: Path) -> DeployFolder:
-        """Open the folder of a deployment (ConfigError where it is none)."""
+        """Open the folder of a deployment (RunFolderError where it is none)."""
         file = path / "deployment.toml"
         if not file.is_file():
-            raise ConfigError(f"{path} holds no deployment (no deployment.toml in it). Make one: fedlora deploy init {path}")
+            raise RunFolderError(f"{path} holds no deployment (no deployment.toml in it). Make one: fedlora deploy init {path}")
         return DeployFolder(path, parse_section(ServerConfig, read_toml(file, "deployment file")))
 
     @property
@@ -190,8 +193,6 @@ class DeployFolder:
 
     def renew(self, hosts: list[str]) -> None:
         """Give the server a new certificate for `hosts`; nodes go on as they are, the authority is the same."""
-        for file in (self.certificate, self.key):
-            file.unlink(missing_ok=True)
         write_server_certificate(self.certificate, self.key, self.ca, self._authority_key, hosts)
         self._change(hosts=hosts)
 
@@ -247,6 +248,14 @@ class DeployFolder:
 def is_loopback(host: str) -> bool:
     """Return whether a host is this machine itself."""
     return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return text == "localhost"
+    return True
 
 
 def with_port(host: str, port: int) -> str:

@@ -18,7 +18,7 @@ from typing import Literal
 import psutil
 
 from fedlora.deploy.link_meter import clock_skew
-from fedlora.errors import ConfigError, FedLoRAError
+from fedlora.errors import ConfigError, ExitCode, FedLoRAError
 
 AHEAD_S, BEHIND_S = 5.0, 305.0
 """How far a device's clock may be ahead of the server's, and behind it, seconds: Flower refuses signatures beyond that."""
@@ -34,19 +34,19 @@ _NOT_YET, _EXPIRED, _OTHER_NAME, _OTHER_ADDRESS = 9, 10, 62, 64
 class RefusedError(FedLoRAError):
     """A server that this node must not or may not talk to; trying again changes nothing."""
 
-    exit_code = 8
+    exit_code = ExitCode.refused
 
 
 class UnreachableError(FedLoRAError):
     """A server that does not answer; trying again later may help."""
 
-    exit_code = 9
+    exit_code = ExitCode.unreachable
 
 
 class ClockError(FedLoRAError):
     """A clock that is too far from the server's; a device that has just started may set it soon, so trying again may help."""
 
-    exit_code = 9
+    exit_code = ExitCode.unreachable
 
 
 @dataclass(frozen=True)

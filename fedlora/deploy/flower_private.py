@@ -30,7 +30,8 @@ _CONNECTION = "flwr.supernode.fleet_http_connection"
 _OBJECTS = "flwr.supercore.inflatable.inflatable_utils"
 _SUPEREXEC = "flwr.supercore.superexec.run_superexec"
 _DATABASE = "flwr.supercore.sql_mixin"
-_TAKE_ARRAYS = ("flwr.superlink.servicer.fleet.fleet_handlers", "flwr.superlink.servicer.runtime.runtime_handlers")
+_FLEET = "flwr.superlink.servicer.fleet.fleet_handlers"
+_TAKE_ARRAYS = (_FLEET, "flwr.superlink.servicer.runtime.runtime_handlers")
 # Seconds after which an array that is announced and not there yet is asked for again; doubled each time.
 _PULL_AGAIN_S = 0.05
 # Seconds after which it is looked first whether a client app is done.
@@ -192,6 +193,23 @@ def taking_twice(push: Callable[..., Any], stored: Callable[[], Any]) -> Callabl
         return answer if answer.stored or not there() else stored()
 
     return take
+
+
+def tell_activations(tell: Callable[[int], None]) -> list[str]:
+    """Let the SuperLink in this process tell each node that it lets in, by its id; return what could not be changed."""
+    try:
+        handlers = importlib.import_module(_FLEET)
+        activate = handlers.activate_node
+    except (ImportError, AttributeError):
+        return [_FLEET]
+
+    def activate_and_tell(*given: Any, **named: Any) -> Any:
+        answer = activate(*given, **named)
+        tell(answer.node_id)
+        return answer
+
+    handlers.activate_node = activate_and_tell  # type: ignore[attr-defined]
+    return []
 
 
 def launch_clients_by(program: str, launch: Callable[[Sequence[str]], Any]) -> bool:

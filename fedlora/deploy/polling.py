@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -37,8 +36,8 @@ class Listener(Protocol):
     def online(self, nodes: list[int]) -> None:
         """These nodes are online."""
 
-    def asked(self, messages: int) -> None:
-        """So many messages went out."""
+    def asked(self, nodes: list[int]) -> None:
+        """A message goes out to each of these nodes."""
 
     def replied(self, reply: Message) -> None:
         """A reply came in."""
@@ -52,14 +51,14 @@ class PollingGrid(ForwardingGrid):
     whoever was faster), and never waits longer than `round_timeout_s`. A reply that comes later is never looked at.
 
     A SuperLink that dies takes with it what was on its way: a message that a node had begun to fetch is marked as delivered and
-    never comes again. Where the SuperLink was started anew during a round, messages without a reply are therefore sent once more
-    after a while; whichever reply is first counts.
+    never comes again. So does a node that dies. Where either was started anew during a round, messages without a reply are
+    therefore sent once more after a while; whichever reply is first counts. A node that stays away is not waited for.
 
     Args:
         grid: The grid that talks to the SuperLink.
         settings: The run's `deployment` section.
         listener: Who is told what happens, or None.
-        superlink: Returns what tells one life of the SuperLink from the next.
+        lives: Returns what tells one life of each node's connection from the next, of the SuperLink's and the node's own.
         send_again_s: Seconds after a new life at which messages are sent once more.
     """
 
@@ -68,19 +67,17 @@ class PollingGrid(ForwardingGrid):
         grid: Grid,
         settings: DeploymentConfig,
         listener: Listener | None = None,
-        superlink: Callable[[], str] = str,
+        lives: Callable[[list[int]], list[str]] = lambda nodes: [""] * len(nodes),
         send_again_s: float = _SEND_AGAIN_S,
     ) -> None:
         super().__init__(grid)
         self.settings, self.listener = settings, listener
-        self.superlink, self.send_again_s = superlink, send_again_s
-        self._looked = 0.0
+        self.lives, self.send_again_s = lives, send_again_s
         self._others = Pulls(self._pull, _MOST_OTHERS, 0.0)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes that are online."""
         nodes = sorted(self._insist(lambda: list(self.inner.get_node_ids())))
-        self._looked = time.monotonic()
         if self.listener:
             self.listener.online(nodes)
         return nodes
@@ -109,18 +106,21 @@ class PollingGrid(ForwardingGrid):
         longest = self.settings.round_timeout_s if sent[0].metadata.message_type == MessageType.TRAIN else math.inf
         limit = min(longest, self.settings.round_timeout_s if timeout is None else timeout)
         deadline = time.monotonic() + limit
+        nodes = [message.metadata.dst_node_id for message in sent]
         if self.listener:
-            self.listener.asked(len(sent))
+            self.listener.asked(nodes)
         for message in sent:
             message.metadata.ttl = limit + _GRACE_S
-        online = self._wait_for_any({message.metadata.dst_node_id for message in sent}, deadline)
+        online = self._wait_for_any(set(nodes), deadline)
         reached = [place for place, message in enumerate(sent) if message.metadata.dst_node_id in online]
-        life, again = self.superlink(), math.inf
+        renewed, gone = _Renewed(self.lives, nodes, self.send_again_s), _Gone(set(nodes), self._online_now)
         places = dict(zip(self.push_messages(sent[place] for place in reached), reached, strict=True))
         replies = {place: self._offline(message) for place, message in enumerate(sent) if place not in reached}
         pulls = Pulls(self._pull, len(sent) + 1, self.settings.poll_s)
         while len(replies) < len(sent) and (left := deadline - time.monotonic()) > 0:
-            self._look_at_nodes()
+            away = gone.nodes()
+            lost = [place for place, node in enumerate(nodes) if node in away and place not in replies]
+            replies |= {place: self._offline(sent[place]) for place in lost}
             waiting = [name for name, place in places.items() if place not in replies]
             for reply in pulls.look(waiting, min(self.settings.poll_s, left)):
                 place = places.get(reply.metadata.reply_to_message_id)
@@ -128,11 +128,7 @@ class PollingGrid(ForwardingGrid):
                     replies[place] = self._bounded(reply, sent[place])
                     if self.listener:
                         self.listener.replied(replies[place])
-            if (found := self.superlink()) != life:
-                life, again = found, time.monotonic() + self.send_again_s
-            if time.monotonic() >= again:
-                again = math.inf
-                missing = [place for place in range(len(sent)) if place not in replies]
+            if missing := [place for place in renewed.due() if place not in replies]:
                 places |= zip(self.push_messages([_copy(sent[place]) for place in missing]), missing, strict=True)
         return [replies[place] for place in sorted(replies)]
 
@@ -142,12 +138,15 @@ class PollingGrid(ForwardingGrid):
             time.sleep(min(_LOOK_AT_NODES_S, max(0.0, deadline - time.monotonic())))
         return online
 
-    def _look_at_nodes(self) -> None:
-        """Tell the listener now and then which nodes are online; a connection that breaks tells nothing."""
-        if self.listener and time.monotonic() - self._looked > _LOOK_AT_NODES_S:
-            self._looked = time.monotonic()
-            with contextlib.suppress(httpx.HTTPError):
-                self.listener.online(sorted(self.inner.get_node_ids()))
+    def _online_now(self) -> set[int] | None:
+        """Return which nodes are online, and tell the listener; None where the connection breaks."""
+        try:
+            nodes = sorted(self.inner.get_node_ids())
+        except httpx.HTTPError:
+            return None
+        if self.listener:
+            self.listener.online(nodes)
+        return set(nodes)
 
     def _pull(self, waiting: list[str]) -> list[Message]:
         """Return what is there now; a connection that breaks is nothing there."""
@@ -200,6 +199,57 @@ class PollingGrid(ForwardingGrid):
                         "says why: superlink.log, in state/logs of the deployment; is that disk full?"
                     ) from error
                 time.sleep(_BREATH_S)
+
+
+class _Gone:
+    """Looks now and then which nodes are online, and says who was not at two looks in a row.
+
+    Flower says so itself, at once, of a node that owes a reply; unless it had begun to send it, when nothing more is heard of it.
+
+    Args:
+        nodes: Those that matter.
+        look: Returns the nodes that are online, None where that is not to be learnt just now.
+    """
+
+    def __init__(self, nodes: set[int], look: Callable[[], set[int] | None]) -> None:
+        self.among, self.look = nodes, look
+        self._looked = time.monotonic()
+        self._before: set[int] = set()
+
+    def nodes(self) -> set[int]:
+        """Return the nodes that are gone; none where it is not yet time to look."""
+        if time.monotonic() - self._looked < _LOOK_AT_NODES_S:
+            return set()
+        self._looked = time.monotonic()
+        online = self.look()
+        away = set() if online is None else self.among - online
+        gone, self._before = away & self._before, away
+        return gone
+
+
+class _Renewed:
+    """Says once of each node that began a new life, a while after it did.
+
+    Args:
+        lives: Returns what tells one life of each node's connection from the next.
+        nodes: The nodes.
+        after_s: Seconds to wait: until then a node that is back may have found by itself what waits for it.
+    """
+
+    def __init__(self, lives: Callable[[list[int]], list[str]], nodes: list[int], after_s: float) -> None:
+        self.lives, self.nodes, self.after_s = lives, nodes, after_s
+        self._known = lives(nodes)
+        self._due: dict[int, float] = {}
+
+    def due(self) -> list[int]:
+        """Return the places of nodes whose time has come."""
+        found, now = self.lives(self.nodes), time.monotonic()
+        pairs = enumerate(zip(self._known, found, strict=True))
+        self._due |= {place: now + self.after_s for place, (old, new) in pairs if old != new}
+        self._known = found
+        ready = [place for place, moment in self._due.items() if moment <= now]
+        self._due = {place: moment for place, moment in self._due.items() if moment > now}
+        return ready
 
 
 def _raise_unless_passing(error: httpx.HTTPError) -> None:

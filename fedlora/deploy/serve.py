@@ -22,16 +22,12 @@ from fedlora.deploy.settings import to_settings
 from fedlora.deploy.status import Status, StatusFile
 from fedlora.deploy.superlink import Link, RunStatus, warning
 from fedlora.deploy.watch import Watcher
-from fedlora.errors import ConfigError, FedLoRAError
+from fedlora.errors import ConfigError, FedLoRAError, Terminated
 from fedlora.runs.folder import RunFolder, holds_run, refuse_taken
 from fedlora.runs.logs import Tail
 
 _LOOK_S = 0.3
 _ASK_FLOWER_S = 10.0
-
-
-class Terminated(KeyboardInterrupt):
-    """The process was told to end by SIGTERM."""
 
 
 @dataclass(frozen=True)

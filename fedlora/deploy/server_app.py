@@ -23,6 +23,7 @@ from rich.console import Console
 from fedlora.config import RunConfig
 from fedlora.deploy.client_app import run_settings
 from fedlora.deploy.flower_private import hasten_pulls
+from fedlora.deploy.lives import lives
 from fedlora.deploy.polling import PollingGrid
 from fedlora.deploy.settings import from_settings
 from fedlora.deploy.status import Status, StatusFile
@@ -35,9 +36,6 @@ STATUS = "FEDLORA_STATUS"
 
 SERVED = "FEDLORA_SERVED"
 """Environment variable with the name of the run that `fedlora serve` watches."""
-
-SUPERLINK = "superlink.pid"
-"""File beside the status with the process of the SuperLink."""
 
 RECORD = "deployment.json"
 """File of the run folder that says under which name nodes know the run."""
@@ -64,7 +62,7 @@ def main(grid: Grid, context: Context) -> None:
         out = Path(str(settings.get("out", ""))) if settings.get("out") else default_folder(config)
         telling.begin(out, str(settings.get("run", "")))
         hasten_pulls()
-        polling = PollingGrid(grid, config.deployment, telling, telling.superlink)
+        polling = PollingGrid(grid, config.deployment, telling, telling.lives)
         run(config, out, resume=bool(settings.get("resume")), progress=telling, grid=polling, world_of=world_of)
 
 
@@ -93,12 +91,9 @@ class Telling(Lines):
         if self.file:
             self.file.write(self.status)
 
-    def superlink(self) -> str:
-        """Return which SuperLink there is: `fedlora serve` writes down each that it starts."""
-        if self.file:
-            with contextlib.suppress(OSError):
-                return (self.file.path.parent / SUPERLINK).read_text()
-        return ""
+    def lives(self, nodes: list[int]) -> list[str]:
+        """Return what tells one life of each node's connection from the next; `fedlora serve` and its SuperLink write it down."""
+        return lives(self.file.path.parent, nodes) if self.file else [""] * len(nodes)
 
     def keep(self, text: str) -> None:
         """Keep what is not for the user's screen beside the other logs; Flower throws a server app's output away."""
@@ -127,7 +122,7 @@ class Telling(Lines):
         self._row = True  # the rows are read from the run folder
         super().round(row, clients)
         self._row = False
-        self.tell(round=row["round"] + 1, asked=0, replies=0)
+        self.tell(round=row["round"] + 1, asked=0, replies=0, waiting=[])
 
     def stop(self, folder: Path, rows: list[dict[str, Any]]) -> None:
         """The run is done."""
@@ -140,13 +135,14 @@ class Telling(Lines):
         if nodes != self.status.nodes:
             self.tell(nodes=nodes)
 
-    def asked(self, messages: int) -> None:
-        """So many messages went out."""
-        self.tell(asked=messages, replies=0)
+    def asked(self, nodes: list[int]) -> None:
+        """A message goes out to each of these nodes."""
+        self.tell(asked=len(nodes), replies=0, waiting=nodes)
 
     def replied(self, reply: Message) -> None:
         """A reply came in; an error is told at once."""
         self.status.replies += 1
+        self.status.waiting = [node for node in self.status.waiting if node != reply.metadata.src_node_id]
         if reply.has_error():
             lines = (reply.error.reason or "no reason given").strip().splitlines()
             self.status.last_error = f"node {reply.metadata.src_node_id}: {lines[-1]}"

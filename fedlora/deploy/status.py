@@ -29,6 +29,7 @@ class Status:
         round: The round it works on.
         replies: Replies of that round that are there.
         asked: Clients that the round asked.
+        waiting: Ids of the nodes whose replies are not there yet.
         last_error: The newest thing that went wrong at a client, for people.
         error: Why it failed; one or two sentences.
         exit_code: The exit code that belongs to `error`.
@@ -42,6 +43,7 @@ class Status:
     round: int = 0
     replies: int = 0
     asked: int = 0
+    waiting: list[int] = field(default_factory=list)
     last_error: str = ""
     error: str = ""
     exit_code: int = 0
@@ -89,5 +91,5 @@ def _packed(status: Status) -> bytes:
     data = json.dumps(body).encode()
     if len(data) > _SIZE:  # thousands of nodes: their names give way, what went wrong stays
         short = {key: value[:1000] for key, value in body.items() if isinstance(value, str)}
-        data = json.dumps(body | short | {"nodes": body["nodes"][:300]}).encode()
+        data = json.dumps(body | short | {"nodes": body["nodes"][:300], "waiting": body["waiting"][:100]}).encode()
     return data.ljust(_SIZE)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.deploy.deploy_folder import DeployFolder, Node, free_port, is_loopback, with_port
+from fedlora.deploy.lives import LIVES, SUPERLINK
 from fedlora.deploy.server_processes import alone, children, end, end_leftovers, find, in_use, note, undisturbed
 from fedlora.errors import ConfigError, FedLoRAError
 from fedlora.files import disk_errors, write_atomic
@@ -84,6 +85,7 @@ class Link:
             logs.mkdir(parents=True, exist_ok=True)
         with alone(self.folder.state):
             end_leftovers(self._noted)
+            self._check_files()
             self._check_port()
             try:
                 self._register()
@@ -213,7 +215,7 @@ class Link:
             )
         self._note()
         if name == "superlink":
-            write_atomic(self.folder.state / "superlink.pid", str(self.processes[name].pid))  # the server app looks at it
+            write_atomic(self.folder.state / SUPERLINK, str(self.processes[name].pid))  # the server app looks at it
 
     def adopt(self, pid: int) -> None:
         """Remember the server app's process: it may outlive the one that started it, but not this link."""
@@ -239,8 +241,17 @@ class Link:
         safety = ["--insecure"] if self.plain_text else [*tls, "--enable-supernode-auth"]
         bind, port = self._aside or (server.bind, server.port)
         where = ["--host", bind, "--port", str(port), "--database", str(folder.state / "superlink.db")]
+        count = ["--lives", str(folder.state / LIVES)]
         keep = ["--isolation", "process", "--disable-runtime-dependency-installation", *secret]
-        return [sys.executable, "-m", "fedlora.deploy.superlink_process", *safety, *where, *keep]
+        return [sys.executable, "-m", "fedlora.deploy.superlink_process", *count, *safety, *where, *keep]
+
+    def _check_files(self) -> None:
+        """Refuse a folder that lost what the SuperLink needs (ConfigError)."""
+        folder = self.folder
+        lost = [path.name for path in (folder.ca, folder.certificate, folder.key) if not path.is_file()]
+        if lost and not self.plain_text:
+            again = "Restore it from a copy" if folder.ca.name in lost else f"Make a new one: fedlora deploy renew {folder.path}"
+            raise ConfigError(f"{folder.ca.parent} has no {' and no '.join(lost)}. {again}")
 
     def _check_port(self) -> None:
         server = self.folder.server

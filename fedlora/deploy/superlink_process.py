@@ -1,19 +1,22 @@
-"""Flower's SuperLink, with a bound on every request's size and patience with its database.
+"""Flower's SuperLink, with a bound on every request's size, patience with its database, and a count of its nodes' lives.
 
 Flower reads a request whole before it asks who sends it, and has no setting that bounds it: anybody who reaches the port could
-fill the server's memory. Run as `python -m fedlora.deploy.superlink_process ARGUMENTS OF flower-superlink`.
+fill the server's memory. Run as `python -m fedlora.deploy.superlink_process [--lives FILE] ARGUMENTS OF flower-superlink`.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 
-from fedlora.deploy.flower_private import bear_with_database
+from fedlora.deploy.flower_private import bear_with_database, tell_activations
+from fedlora.deploy.lives import Lives
 
 FLEET_BYTES = 6 * 2**20
 """Largest request of a node, bytes: Flower cuts arrays into pieces of 5 MiB, each a request of its own."""
@@ -72,6 +75,9 @@ def most_bytes(path: str) -> int:
 
 def main() -> None:
     """Run a SuperLink until it ends; it exits as Flower does."""
+    parser = argparse.ArgumentParser(prog="python -m fedlora.deploy.superlink_process", add_help=False, allow_abbrev=False)
+    parser.add_argument("--lives", type=Path)
+    options, flower = parser.parse_known_args()
     (command,) = entry_points(group="console_scripts", name="flower-superlink")
     superlink = command.load()
     run = uvicorn.run
@@ -81,8 +87,10 @@ def main() -> None:
 
     for name in bear_with_database():
         print(f"{name} is not as in Flower 1.41: many arrays sent at once may cost a node its reply", file=sys.stderr)
+    for name in tell_activations(Lives(options.lives).begin) if options.lives else ():
+        print(f"{name} is not as in Flower 1.41: a node that is started anew in a round may hold it up", file=sys.stderr)
     uvicorn.run = bounded  # type: ignore[assignment]
-    sys.argv[0] = "flower-superlink"
+    sys.argv = ["flower-superlink", *flower]
     superlink()
 
 

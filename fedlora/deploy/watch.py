@@ -114,11 +114,11 @@ class LiveWatcher(Watcher):
 
     def _table(self) -> Table:
         status = self._status
-        missing = [name for node, name in self.names.items() if node not in status.nodes]
         nodes = f"{len(status.nodes)} of {self.expected} online"
-        if missing:
-            nodes += f", missing: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}"
+        nodes += _listed("missing:", [name for node, name in self.names.items() if node not in status.nodes])
         replies = f", {status.replies} of {status.asked} replies" if status.asked else ""
+        if status.replies:
+            replies += _listed("waiting for", [self._name(node) for node in status.waiting])
         seconds = int(time.monotonic() - self.began)
         table = Table.grid(padding=(0, 2))
         for key, value in {
@@ -130,3 +130,7 @@ class LiveWatcher(Watcher):
         }.items():
             table.add_row(Text(key, style="bold"), Text(value, overflow="ellipsis", no_wrap=True))
         return table
+
+
+def _listed(what: str, names: list[str]) -> str:
+    return f", {what} {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" if names else ""

@@ -182,7 +182,7 @@ def test_whoever_sits_at_a_terminal_is_asked(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_deployment(tmp_path: Path) -> None:
     done = fedlora_command(["serve", "--deployment", "."], tmp_path)
-    assert done.code == 2 and done.error == ". holds no deployment (no deployment.toml in it). Make one: fedlora deploy init ."
+    assert done.code == 5 and done.error == ". holds no deployment (no deployment.toml in it). Make one: fedlora deploy init ."
 
 
 @pytest.mark.parametrize(

@@ -146,13 +146,14 @@ def test_a_reply_that_comes_after_the_deadline_is_in_no_later_round() -> None:
     assert [reply.metadata.reply_to_message_id for reply in replies] == ["message 1"]
 
 
-def test_a_new_superlink_is_sent_what_the_old_one_lost() -> None:
+@pytest.mark.parametrize("later", [["two", "two"], ["one", "two"]], ids=["new-superlink", "new-node"])
+def test_a_new_life_is_sent_what_the_old_one_lost(later: list[str]) -> None:
     """Message 1 is lost with the first life; its copy is answered, and stands in its place."""
-    lives = iter(["one", "one"])
+    lives = iter([["one", "one"], ["one", "one"]])
     link = _Link([0.0, None])
     settings = _QUICK.model_copy(update={"round_timeout_s": 60.0})
     sent = _messages(2)
-    grid = PollingGrid(link, settings, superlink=lambda: next(lives, "two"), send_again_s=0.05)
+    grid = PollingGrid(link, settings, lives=lambda nodes: next(lives, later), send_again_s=0.05)
     pushed: list[list[Message]] = []
     push = link.push_messages
 
@@ -168,6 +169,18 @@ def test_a_new_superlink_is_sent_what_the_old_one_lost() -> None:
     assert [len(batch) for batch in pushed] == [2, 1] and pushed[1][0] is not sent[1]
     assert pushed[1][0].content is sent[1].content
     assert pushed[1][0].metadata.group_id == sent[1].metadata.group_id
+
+
+def test_a_node_that_stays_away_is_not_waited_for_and_one_that_is_soon_back_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither says that it goes: Flower knows of the replies that they had begun to send."""
+    monkeypatch.setattr("fedlora.deploy.polling._LOOK_AT_NODES_S", 0.2)
+    link = _Link([None, 2.0])
+    looks = iter([[1, 2], [1, 2], [1], [1, 2]])
+    link.get_node_ids = lambda: next(looks, [2])  # type: ignore[method-assign]
+    began = time.monotonic()
+    replies = list(PollingGrid(link, _QUICK.model_copy(update={"round_timeout_s": 60.0})).send_and_receive(_messages(2)))
+    assert _nodes(replies) == [1, 2] and time.monotonic() - began < 10
+    assert replies[0].error.reason == "the node is offline" and replies[1].has_content()
 
 
 @pytest.mark.parametrize("breaks", [1, 2, 3])
@@ -265,8 +278,8 @@ def test_the_listener_hears_it_all() -> None:
         def online(self, nodes: list[int]) -> None:
             heard.append(nodes)
 
-        def asked(self, messages: int) -> None:
-            heard.append(messages)
+        def asked(self, nodes: list[int]) -> None:
+            heard.append(f"asked {nodes}")
 
         def replied(self, reply: Message) -> None:
             heard.append(f"reply of {reply.metadata.src_node_id}")
@@ -274,4 +287,4 @@ def test_the_listener_hears_it_all() -> None:
     grid = PollingGrid(_Link([0.0, 0.0]), _QUICK, _Listener())
     grid.get_node_ids()
     grid.send_and_receive(_messages(2))
-    assert heard[:3] == [[1, 2], 2, [1, 2]] and sorted(map(str, heard[3:])) == ["reply of 1", "reply of 2"]
+    assert heard[:3] == [[1, 2], "asked [1, 2]", [1, 2]] and sorted(map(str, heard[3:])) == ["reply of 1", "reply of 2"]
