@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -13,14 +13,11 @@ from matplotlib.figure import Figure
 
 from experiments.common import spread
 from experiments.ravan.cells import METHODS_ALL
+from experiments.ravan.results import BESIDE, SPLIT_NAMES, Results, paper_gain
 from fedlora.files import write_atomic
-
-if TYPE_CHECKING:
-    from experiments.ravan.report import Results
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 _SHAPES = ("o", "s", "^", "D", "v", "P")
-SPLIT_NAMES = {"iid": "IID", "dirichlet": "non-IID"}
 
 
 def style(label: str) -> dict[str, Any]:
@@ -60,8 +57,6 @@ def curves(found: Results) -> Figure:
 
 def gains(found: Results) -> Figure:
     """Ravan's gain over each method in this study, with its 95 % interval, and in the paper."""
-    from experiments.ravan.report import BESIDE, paper_gain
-
     others = [label for label in METHODS_ALL if label not in ("ravan", "fedsa-lora")]
     figure = Figure(figsize=(10.5, 4.6), layout="constrained")
     for column, task in enumerate(found.tasks):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,72 +9,25 @@ from typing import Any
 import numpy as np
 
 from experiments.common import fill, first_reached, spread, table
-from experiments.ravan.cells import ABLATIONS, METHODS_ALL, MIXES, TIERS, Cell, Task
+from experiments.ravan.cells import ABLATIONS, BUDGETS, METHODS_ALL, MIXES, TIERS, Cell, Task
 from experiments.ravan.plots import draw_all
+from experiments.ravan.results import BESIDE, PAPER, SPLIT_NAMES, Results, of_paper, paper_gain
 from fedlora.runs.progress import size
 
-PAPER = json.loads((Path(__file__).parent / "paper.json").read_text(encoding="utf-8"))
-BESIDE = {"text": ("20 Newsgroups", "MRQA"), "image": ("CIFAR-100", "SVHN")}
-SPLIT_NAMES = {"iid": "IID", "dirichlet": "non-IID"}
 SHARE = 0.9
 """Bytes are counted until this share of what full fine-tuning ends with."""
-Rows = list[dict[str, Any]]
 
 
-class Results:
-    """What the study found, by what was run.
-
-    Args:
-        tree: results.json.
-    """
-
-    def __init__(self, tree: dict[str, Any]) -> None:
-        self.tree, self.rates = tree, tree["rates"]
-        self.tasks = list(tree["settings"]["tasks"])
-        self.few, self.many = tree["settings"]["clients"]
-        self._cells: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
-        for cell in tree["cells"]:
-            key = (cell["task"], cell["split"], cell["clients"], cell["budget"], cell["label"])
-            self._cells.setdefault(key, {})[cell["seed"]] = cell
-
-    def cells(self, task: str, split: str, clients: int, budget: str, label: str) -> dict[int, dict[str, Any]]:
-        """Return the cells of a setting by seed; full fine-tuning is the same at every budget."""
-        return self._cells.get((task, split, clients, "low" if label == "full" else budget, label), {})
-
-    def final(self, *setting: Any, key: str = "accuracy") -> dict[int, float]:
-        """Return accuracies at the end, percent, by seed; `key` "at_clients" for what clients measured."""
-        found = {}
-        for seed, cell in self.cells(*setting).items():
-            value = cell[key][-1] if key == "accuracy" else cell[key]
-            if value is not None:
-                found[seed] = 100.0 * value
-        return found
-
-    def less(self, settings: Sequence[tuple[Any, ...]], ours: str, theirs: str) -> list[float]:
-        """Return, by seed, how many points `ours` is above `theirs` in the mean over the settings that both have."""
-        by_seed: dict[int, list[float]] = {}
-        for setting in settings:
-            left, right = self.final(*setting, ours), self.final(*setting, theirs)
-            for seed in left.keys() & right.keys():
-                by_seed.setdefault(seed, []).append(left[seed] - right[seed])
-        most = max((len(values) for values in by_seed.values()), default=0)
-        # A seed that has not been everywhere yet would compare other settings.
-        return [float(np.mean(values)) for _, values in sorted(by_seed.items()) if len(values) == most]
-
-    def settings(self, task: str, split: str) -> list[tuple[str, str, int, str]]:
-        """Return all numbers of clients and budgets of a task and split."""
-        return [(task, split, clients, budget) for clients in (self.few, self.many) for budget in ("low", "high")]
-
-
-def about(values: Sequence[float], sign: bool = False, digits: int = 1) -> str:
-    """Return mean and half width; a star where the interval of a difference excludes zero."""
+def about(values: Sequence[float], sign: bool = False, digits: int = 1, worst: bool = False) -> str:
+    """Return mean and half width; a star where the interval of a difference excludes zero; on request the worst seed."""
     if not values:
         return ""
     mean, half = spread(list(values))
     text = f"{mean:{'+' if sign else ''}.{digits}f}"
     if half is None:
         return text
-    return f"{text} ± {half:.{digits}f}" + (" *" if sign and abs(mean) > half else "")
+    text += f" ± {half:.{digits}f}" + (" *" if sign and abs(mean) > half else "")
+    return text + (f" ({min(values):.{digits}f})" if worst else "")
 
 
 def main_tables(found: Results) -> str:
@@ -93,7 +45,7 @@ def main_tables(found: Results) -> str:
                 clients = found.final(task, "dirichlet", found.few, budget, label, key="at_clients")
                 if not any(shown) and (budget == "high" or not clients):
                     continue
-                cells = [about(list(values.values())) for values in (*shown, *[clients] * (budget == "low"))]
+                cells = [about(list(values.values()), worst=True) for values in (*shown, *[clients] * (budget == "low"))]
                 rows.append([label, *cells, *(published(data, budget, label) for data in beside)])
             if rows:
                 parts.append(f"**{task}, {budget} budget**\n\n{table(head, rows)}")
@@ -102,29 +54,18 @@ def main_tables(found: Results) -> str:
 
 def published(data: str, budget: str, method: str, clients: int = 20) -> str:
     """Return the paper's accuracies, IID / non-IID, or nothing where it has none."""
-    found = _paper(data, budget, method, clients)
+    found = of_paper(data, budget, method, clients)
     return " / ".join(f"{found[split]:.1f}" for split in SPLIT_NAMES) if found else ""
 
 
-def _paper(data: str, budget: str, method: str, clients: int) -> dict[str, float]:
-    key = {"data": data, "budget": "low" if method == "full" else budget, "method": method, "clients": clients}
-    return {row["split"]: row["accuracy"] for row in PAPER["main"] if all(row[name] == key[name] for name in key)}
-
-
-def paper_gain(data: Sequence[str], split: str, method: str) -> float | None:
-    """Return Ravan's mean gain over a method in the paper: data sets, 20 and 50 clients, both budgets."""
-    gains = []
-    for name in data:
-        for budget in ("low", "high"):
-            for clients in (20, 50):
-                ours, theirs = _paper(name, budget, "ravan", clients), _paper(name, budget, method, clients)
-                if theirs:
-                    gains.append(ours[split] - theirs[split])
-    return float(np.mean(gains)) if gains else None
-
-
-def gain_table(found: Results) -> str:
+def gain_tables(found: Results) -> str:
     """How many points Ravan is above each method, paired by seed, beside the paper's."""
+    return (
+        f"{_gains(found, everywhere=True)}\n\n{found.few} clients and the low budget alone:\n\n{_gains(found, everywhere=False)}"
+    )
+
+
+def _gains(found: Results, everywhere: bool) -> str:
     columns = [(task, split) for task in found.tasks for split in SPLIT_NAMES]
     head = ["Ravan less"]
     for task, split in columns:
@@ -133,8 +74,9 @@ def gain_table(found: Results) -> str:
     for label in METHODS_ALL:
         cells: list[str] = []
         for task, split in columns:
-            theirs = paper_gain(BESIDE[task], split, label)
-            gains = found.less(found.settings(task, split), "ravan", label)
+            of = ((20, 50), ("low", "high")) if everywhere else ((20,), ("low",))
+            theirs = paper_gain(BESIDE[task], split, label, *of)
+            gains = found.less(found.settings(task, split, everywhere), "ravan", label)
             cells += [about(gains, sign=True), "" if theirs is None else f"{theirs:+.1f}"]
         if label != "ravan" and any(cells[::2]):
             rows.append([label, *cells])
@@ -168,15 +110,16 @@ def bytes_tables(found: Results) -> str:
 
 def rate_table(found: Results) -> str:
     """The chosen learning rates, and all that were tried with their validation accuracy."""
-    columns = [(task, split) for task in found.tasks for split in SPLIT_NAMES]
-    head = ["", *(f"{task}, {SPLIT_NAMES[split]}" for task, split in columns)]
+    columns = [(task, split, budget) for budget in BUDGETS for task in found.tasks for split in SPLIT_NAMES]
+    head = ["", *(f"{task}, {SPLIT_NAMES[split]}, {budget}" for task, split, budget in columns)]
+    rates = {(rate["task"], rate["split"], rate["budget"], rate["label"]): rate for rate in found.rates}
     rows = []
     for label in (*METHODS_ALL, *ABLATIONS):
         cells = []
-        for task, split in columns:
-            one = [rate for rate in found.rates if (rate["task"], rate["split"], rate["label"]) == (task, split, label)]
-            tried = one[0]["tried"].items() if one else ()
-            cells.append(", ".join(f"**{lr}: {v:.3f}**" if float(lr) == one[0]["lr"] else f"{lr}: {v:.3f}" for lr, v in tried))
+        for column in columns:
+            one = rates.get((*column, label), {"tried": {}, "lr": 0.0})
+            tried = one["tried"].items()
+            cells.append(", ".join(f"**{lr}: {v:.3f}**" if float(lr) == one["lr"] else f"{lr}: {v:.3f}" for lr, v in tried))
         if any(cells):
             rows.append([label, *cells])
     return table(head, rows)
@@ -235,22 +178,33 @@ def tier_tables(found: Results) -> str:
             cells += [about(found.less(settings, f"{label}, {mix}", method), sign=True) for mix in MIXES]
         lost.append([label, *cells])
     head_lost = ["less the same without tiers", *(f"{task}, {mix}" for task in found.tasks for mix in MIXES)]
-    return table(head, rows) + "\n\n" + table(head_lost, lost) if any(label in TIERS for *_, label in found._cells) else ""
+    return table(head, rows) + "\n\n" + table(head_lost, lost) if found.labels & TIERS.keys() else ""
 
 
 def spent_line(found: Results) -> str:
     """What it took."""
-    spent, seeds = found.tree["spent"], sorted({cell["seed"] for cell in found.tree["cells"]})
-    return (
-        f"Seeds {', '.join(map(str, seeds))}; {spent['runs']} runs, sweeps included, {spent['seconds'] / 3600:.1f} hours of one "
-        "core in the rounds themselves."
-    )
+    spent, seeds = found.tree["spent"], dict[tuple[int, str, str], set[int]]()
+    for cell in found.tree["cells"]:
+        seeds.setdefault((cell["clients"], cell["split"], cell["budget"]), set()).add(cell["seed"])
+    common = set.intersection(*seeds.values()) if seeds else set()
+    more = [
+        f"{clients} clients, {SPLIT_NAMES[split]}, {budget} budget: {_listed(there - common)} too"
+        for (clients, split, budget), there in seeds.items()
+        if there - common
+    ]
+    seeds_of_all = "; ".join([f"Seeds {_listed(common)}", *more])
+    hours = spent["seconds"] / 3600
+    return f"{seeds_of_all}; {spent['runs']} runs, sweeps included, {hours:.1f} hours of one core in the rounds themselves."
+
+
+def _listed(numbers: set[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)))
 
 
 SECTIONS = {
     "spent": spent_line,
     "main": main_tables,
-    "gains": gain_table,
+    "gains": gain_tables,
     "bytes": bytes_tables,
     "ablations": ablation_tables,
     "tiers": tier_tables,

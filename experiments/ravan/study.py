@@ -46,6 +46,7 @@ from experiments.ravan.cells import (
     sweep,
 )
 from experiments.ravan.report import SECTIONS, report
+from experiments.ravan.results import summary
 from fedlora.errors import FedLoRAError
 from fedlora.files import write_atomic, write_json
 from fedlora.runs.environment import environment
@@ -86,9 +87,11 @@ PARTS = (
     Part("sweep-ablations", "dirichlet", tuple(ABLATIONS), sweeps=True),
     Part("ablations", "dirichlet", tuple(ABLATIONS)),
     Part("tiers", "dirichlet", tuple(TIERS)),
+    Part("sweep-dirichlet-high", "dirichlet", tuple(METHODS_ALL), budget="high", sweeps=True),
     Part("dirichlet-high", "dirichlet", tuple(METHODS_ALL), budget="high"),
     Part("dirichlet-crowd", "dirichlet", tuple(METHODS_ALL), crowd=1),
     Part("iid-crowd", "iid", tuple(METHODS_ALL), crowd=1),
+    Part("sweep-iid-high", "iid", tuple(METHODS_ALL), budget="high", sweeps=True),
     Part("iid-high", "iid", tuple(METHODS_ALL), budget="high"),
     Part("dirichlet-crowd-high", "dirichlet", tuple(METHODS_ALL), crowd=1, budget="high"),
     Part("iid-crowd-high", "iid", tuple(METHODS_ALL), crowd=1, budget="high"),
@@ -108,7 +111,8 @@ class Sweep:
         path = rate_file(out, self.cell)
         path.parent.mkdir(parents=True, exist_ok=True)
         tried = {f"{lr:g}": value for lr, value in found.items()}
-        write_json(path, {"task": self.cell.task, "split": self.cell.split, "label": self.cell.label, "lr": best, "tried": tried})
+        setting = {key: getattr(self.cell, key) for key in ("task", "split", "budget", "label")}
+        write_json(path, {**setting, "lr": best, "tried": tried})
         return f"lr {best:g} of {', '.join(f'{lr}: {value:.3f}' for lr, value in tried.items())}"
 
 
@@ -127,9 +131,9 @@ class Single:
 
 
 def rate_file(out: Path, cell: Cell) -> Path:
-    """Return where the learning rate for this cell's contender, task and split is kept."""
+    """Return where the learning rate for this cell's contender, task, split and budget is kept."""
     label = CONTENDERS[cell.label].tuned_as or cell.label
-    return out / "lr" / f"{replace(cell, label=label, seed=0, lr=1.0, clients=0, budget='any').name}.json"
+    return out / "lr" / f"{replace(cell, label=label, seed=0, lr=1.0, clients=0).name}.json"
 
 
 def rate_of(out: Path, cell: Cell, part: str) -> float:
@@ -137,8 +141,8 @@ def rate_of(out: Path, cell: Cell, part: str) -> float:
     path = rate_file(out, cell)
     if not path.exists():
         raise FedLoRAError(
-            f"part '{part}' needs a learning rate for {cell.label} on {cell.task}, {cell.split}, and no sweep has chosen one: "
-            "run the parts in their order, sweeps first"
+            f"part '{part}' needs a learning rate for {cell.label} on {cell.task}, {cell.split}, {cell.budget} budget, and no "
+            "sweep has chosen one: run the parts in their order, sweeps first"
         )
     return float(json.loads(path.read_text(encoding="utf-8"))["lr"])
 
@@ -248,13 +252,19 @@ def collect(scale: Scale, out: Path, seeds: Sequence[int]) -> dict[str, Any]:
     }
 
 
+def seeds_there(out: Path) -> list[int]:
+    """Return the seeds that test cells have been run with; 0 was looked at while the study was made, and counts nowhere."""
+    cells = (path for path in (out / "cells").glob("*/*.json") if not path.parent.name.startswith("sweep"))
+    return sorted({int(path.stem.rpartition("seed")[2]) for path in cells} - {0})
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help=f"where outcomes of runs lie; default: {RUNS}")
     parser.add_argument("--parts", nargs="+", choices=[part.name for part in PARTS], help="default: all, in this order")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="default: 1 to 5; 0 was looked at while the study was made"
+        "--seeds", type=int, nargs="+", default=[1, 2, 3], help="to run; tables take all there are. Default: 1 2 3"
     )
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time, one thread each; default: 2")
     parser.add_argument("--quick", action="store_true", help="tiny runs, to see that all of it works")
@@ -274,7 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = out
         write_atomic(out / "README.md", "".join(f"<!-- {name} -->\n<!-- /{name} -->\n\n" for name in SECTIONS))
     if not given.report or (out / "cells").exists():
-        write_rows(where / "results.json", collect(scale, out, given.seeds))
+        found = collect(scale, out, seeds_there(out))
+        write_rows(where / "results.json", {"summary": summary(found), **found})
     report(json.loads((where / "results.json").read_text(encoding="utf-8")), where)
     for line in failures:
         print(f"failed: {line}", file=sys.stderr)

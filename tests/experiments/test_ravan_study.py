@@ -53,16 +53,16 @@ def test_every_part_ran_and_every_rate_was_chosen_between_worse_ones(done: Done)
     assert {cell["part"] for cell in done.tree["cells"]} == {
         *("dirichlet", "ablations", "tiers", "dirichlet-high", "dirichlet-crowd"),
     }
-    assert len(done.tree["rates"]) == 4 + 1  # methods, ablations
+    assert len(done.tree["rates"]) == 4 + 1 + 3  # methods, ablations, and methods again at the high budget, which full has not
     for rate in done.tree["rates"]:
         tried = {float(lr): value for lr, value in rate["tried"].items()}
         assert 1e-2 in tried and rate["lr"] == min(lr for lr in tried if tried[lr] == max(tried.values()))
         at = done.scale.grid.index(rate["lr"])
         assert all(lr in tried for lr in done.scale.grid[max(0, at - 1) : at + 2])
-    rates = {(rate["task"], rate["split"], rate["label"]): rate["lr"] for rate in done.tree["rates"]}
+    rates = {(rate["task"], rate["split"], rate["budget"], rate["label"]): rate["lr"] for rate in done.tree["rates"]}
     for cell in done.tree["cells"]:
         label = cells.CONTENDERS[cell["label"]].tuned_as or cell["label"]
-        assert cell["lr"] == rates[cell["task"], cell["split"], label]
+        assert cell["lr"] == rates[cell["task"], cell["split"], cell["budget"], label]
 
 
 def test_what_is_there_is_not_run_again_and_a_cut_off_cell_is(done: Done) -> None:
@@ -87,9 +87,16 @@ def test_a_cell_of_other_settings_does_not_pass_for_this_one(done: Done) -> None
     assert cells.stored(replace(cell, seed=1), done.scale, done.out) is None
 
 
+def test_tables_are_of_every_seed_that_was_run(tmp_path: Path) -> None:
+    for name in ("iid/text-lr1-seed4", "iid/text-lr1-seed0", "tiers/text-lr1-seed12", "sweep-iid/text-lr1-seed1000"):
+        (tmp_path / "cells" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cells" / f"{name}.json").touch()
+    assert study.seeds_there(tmp_path) == [4, 12]
+
+
 def test_without_a_sweep_a_part_says_so(done: Done, tmp_path: Path) -> None:
     part = next(part for part in study.PARTS if part.name == "tiers")
-    words = "part 'tiers' needs a learning rate for ravan, weight, skewed on text, dirichlet, and no sweep has chosen one"
+    words = "part 'tiers' needs a learning rate for ravan, weight, skewed on text, dirichlet, low budget, and no sweep has"
     with pytest.raises(FedLoRAError, match=words):
         list(study.units(part, done.scale, tmp_path, [0]))
 
