@@ -6,11 +6,11 @@ bucketing it also groups them by length; without, batches are shuffled as a user
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from fedlora.federation.batched_grid import BatchedGrid
 from fedlora.federation.roll import call_roll
 from fedlora.federation.strategy import RoundStrategy, ServerState
 from fedlora.federation.workbench import Workbench
-from fedlora.models.packaged import MODELS
+from fedlora.models.sources import find_source
 from fedlora.training.batches import plan
 from fedlora.training.chunks import train_in_chunks
 from fedlora.training.local import Job
@@ -43,6 +43,7 @@ class Case:
     precision: str = "fp32"
     threads: int = 2
     batch: int = 8
+    model: str = "minilm-l6"
 
     def config(self) -> RunConfig:
         """Return the run that this case is part of."""
@@ -52,7 +53,7 @@ class Case:
                 "clients": self.clients,
                 "clients_per_round": self.clients,
                 "rounds": 1000,
-                "model": {"name": "minilm-l6"},
+                "model": {"name": self.model},
                 "data": {
                     "name": self.data,
                     "partition": "dirichlet",
@@ -73,29 +74,51 @@ Round = Callable[[int], None]
 """Works one round, counted from 1."""
 
 
-def fedlora_round(bench: Workbench, *, bucketing: bool = True, chunk: int | None = None) -> Round:
-    """Return fedlora's whole round: choose, encode, send, train, reply, validate, aggregate.
+class Federation(Protocol):
+    """A contender that trains clients from a global adapter and averages what they learned, weighted by their examples."""
+
+    def __call__(self, number: int) -> None:
+        """Work one round, counted from 1."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the global adapter and head under the names that peft gives to their tensors."""
+        ...
+
+    def losses(self) -> dict[int, float]:
+        """Return the mean training loss of each client in the last round."""
+        ...
+
+
+class FedloraRound:
+    """fedlora's whole round: choose, encode, send, train, reply, validate, aggregate (see `Federation`).
 
     Args:
         bench: Model and data.
         bucketing: `training.length_bucketing`.
         chunk: Clients trained at once; default: what fedlora finds itself.
     """
-    config = _with_bucketing(bench.config, bucketing)
-    own = replace(bench, config=config, chunk=chunk or bench.chunk)
-    grid = BatchedGrid(own)
-    state = bench.aggregator.initial(bench.backbone.initial_head())
-    ranks = np.zeros((config.clients, len(bench.adapters)), np.int64)
-    strategy = RoundStrategy(own, call_roll(grid, config.clients), ServerState(0, state, ranks))
 
-    def work(number: int) -> None:
-        messages = strategy.configure_train(number, ArrayRecord(), ConfigRecord(), grid)
-        strategy.aggregate_train(number, grid.send_and_receive(messages))
-        failed = [row for row in strategy.record.clients if row["status"] != "ok"]
+    def __init__(self, bench: Workbench, *, bucketing: bool = True, chunk: int | None = None) -> None:
+        config = with_bucketing(bench.config, bucketing)
+        self.bench = replace(bench, config=config, chunk=chunk or bench.chunk)
+        self.grid = BatchedGrid(self.bench)
+        start = bench.aggregator.initial(bench.backbone.initial_head())
+        ranks = np.zeros((config.clients, len(bench.adapters)), np.int64)
+        self.strategy = RoundStrategy(self.bench, call_roll(self.grid, config.clients), ServerState(0, start, ranks))
+
+    def __call__(self, number: int) -> None:
+        messages = self.strategy.configure_train(number, ArrayRecord(), ConfigRecord(), self.grid)
+        self.strategy.aggregate_train(number, self.grid.send_and_receive(messages))
+        failed = [row for row in self.strategy.record.clients if row["status"] != "ok"]
         if failed:
             raise RuntimeError(f"fedlora: {failed[0]['status']}")
 
-    return work
+    def state(self) -> dict[str, Tensor]:
+        return peft_state(self.bench, self.strategy.state.adapter)
+
+    def losses(self) -> dict[int, float]:
+        return {row["client"]: float(row["train_loss"]) for row in self.strategy.record.clients}
 
 
 def central_round(bench: Workbench) -> Round:
@@ -139,7 +162,7 @@ class PeftTrainer:
 
         self.config = config
         dataset = load_data(config.data, config.seed, config.model.task)
-        folder = MODELS.get(config.model.name).folder()
+        folder = find_source(config.model.name).name
         tokenizer = AutoTokenizer.from_pretrained(folder)
         encoded = tokenizer(dataset.train.texts, truncation=True, max_length=config.data.max_length)
         self.examples = [
@@ -167,20 +190,24 @@ class PeftTrainer:
         self.model: Any = get_peft_model(base, lora)
         self.model.train()
 
+    def loader(self, number: int, client: int, bucketing: bool) -> Iterable[Any]:
+        """Return the batches of one client in a round, padded to the longest text of each by Hugging Face's collator."""
+        config = with_bucketing(self.config, bucketing).training
+        batches = plan(self.parts[client], self.lengths, config, self.config.seed, number, client)
+        return torch.utils.data.DataLoader(
+            cast(Any, self.examples), batch_sampler=[batch[batch >= 0].tolist() for batch in batches], collate_fn=self.collate
+        )
+
     def train(self, state: dict[str, Tensor], number: int, client: int, bucketing: bool) -> tuple[dict[str, Tensor], float]:
         """Return (adapter and head after one round of local training from `state`, mean loss)."""
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-        config = _with_bucketing(self.config, bucketing).training
+        config = self.config.training
         set_peft_model_state_dict(self.model, state)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         optimiser = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
-        batches = plan(self.parts[client], self.lengths, config, self.config.seed, number, client)
-        loader: Any = torch.utils.data.DataLoader(
-            cast(Any, self.examples), batch_sampler=[batch[batch >= 0].tolist() for batch in batches], collate_fn=self.collate
-        )
         losses = []
-        for batch in loader:
+        for batch in self.loader(number, client, bucketing):
             optimiser.zero_grad()
             with torch.autocast("cpu", torch.bfloat16) if config.precision == "bf16" else nullcontext():
                 loss = self.model(**batch).loss
@@ -198,15 +225,27 @@ def cached_trainer(config_json: str) -> PeftTrainer:
     return PeftTrainer(RunConfig.model_validate_json(config_json))
 
 
-def peft_round(trainer: PeftTrainer, state: dict[str, Tensor], *, bucketing: bool) -> Round:
-    """Return one-by-one training of all clients with stock peft, and the mean of what they learned."""
-    current = dict(state)
+class PeftRound:
+    """One-by-one training of all clients with stock peft, and the mean of what they learned (see `Federation`)."""
 
-    def work(number: int) -> None:
-        states = [trainer.train(current, number, client, bucketing)[0] for client in range(trainer.config.clients)]
-        current.update({key: torch.stack([own[key] for own in states]).mean(dim=0) for key in current})
+    def __init__(self, trainer: PeftTrainer, state: dict[str, Tensor], *, bucketing: bool) -> None:
+        self.trainer, self.bucketing = trainer, bucketing
+        self._state, self._losses = dict(state), dict[int, float]()
+        examples = torch.tensor([len(part) for part in trainer.parts], dtype=torch.float32)
+        self._weights = examples / examples.sum()
 
-    return work
+    def __call__(self, number: int) -> None:
+        trained = [self.trainer.train(self._state, number, client, self.bucketing) for client in range(len(self._weights))]
+        self._losses = {client: loss for client, (_, loss) in enumerate(trained)}
+        self._state = {
+            key: torch.tensordot(self._weights, torch.stack([own[key] for own, _ in trained]), dims=1) for key in self._state
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        return self._state
+
+    def losses(self) -> dict[int, float]:
+        return self._losses
 
 
 def peft_state(bench: Workbench, state: GlobalState) -> dict[str, Tensor]:
@@ -217,24 +256,32 @@ def peft_state(bench: Workbench, state: GlobalState) -> dict[str, Tensor]:
     return named
 
 
-def agreement(bench: Workbench, trainer: PeftTrainer) -> dict[str, float]:
-    """Train the clients of one round with fedlora and with peft on the same batches; return the largest differences."""
-    state = bench.aggregator.initial(bench.backbone.initial_head())
-    start, caps = bench.start(state, 1), [adapter.cap for adapter in bench.adapters]
-    jobs = [Job(client, 1, 1000, caps, part, start) for client, part in enumerate(bench.parts)]
-    outcomes = train_in_chunks(bench.backbone, bench.train, jobs, bench.config.training, bench.chunk)
-    loss = parameter = moved = 0.0
-    first = peft_state(bench, state)
-    for outcome in outcomes:
-        theirs, their_loss = trainer.train(first, 1, outcome.client, bucketing=True)
-        ours = peft_state(bench, GlobalState(outcome.sites, outcome.head))
-        if ours.keys() != theirs.keys():
-            raise RuntimeError(f"peft trains other tensors than fedlora: {sorted(ours.keys() ^ theirs.keys())[:3]}")
-        loss = max(loss, abs(outcome.loss - their_loss))
-        parameter = max(parameter, *(float((ours[key] - theirs[key]).abs().max()) for key in ours))
-        moved = max(moved, *(float((ours[key] - first[key]).abs().max()) for key in ours))
-    return {"steps": bench.config.training.steps or 0, "loss": loss, "parameter": parameter, "moved": moved}
+def agreement(reference: Federation, other: Federation, start: dict[str, Tensor]) -> dict[str, float]:
+    """Return how far two contenders are apart that trained the same batches from the same start.
+
+    Args:
+        reference: Whom to compare with.
+        other: Who is compared.
+        start: What both started from.
+
+    Returns:
+        The largest difference of a client's mean loss in the last round, the largest difference of a number of the global adapter
+        or head, and how far the reference moved the number that it moved most.
+
+    Raises:
+        RuntimeError: They trained other clients or other tensors.
+    """
+    ours, theirs = reference.state(), other.state()
+    our_losses, their_losses = reference.losses(), other.losses()
+    for what, left, right in (("tensors", set(ours), set(theirs)), ("clients", set(our_losses), set(their_losses))):
+        if left != right or not left:
+            raise RuntimeError(f"contenders trained other {what}: {sorted(left ^ right, key=str)[:3]}")
+    return {
+        "loss": max(abs(our_losses[client] - their_losses[client]) for client in our_losses),
+        "parameter": max(float((ours[key] - theirs[key]).abs().max()) for key in ours),
+        "moved": max(float((ours[key] - start[key]).abs().max()) for key in ours),
+    }
 
 
-def _with_bucketing(config: RunConfig, on: bool) -> RunConfig:
+def with_bucketing(config: RunConfig, on: bool) -> RunConfig:
     return config.model_copy(update={"training": config.training.model_copy(update={"length_bucketing": on})})

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, cast
 
-from contenders import Round, cached_trainer
+from contenders import cached_trainer
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -29,7 +29,7 @@ def peft_app(config: RunConfig) -> ClientApp:
         client = int(cast(int, context.node_config["partition-id"]))
         state = dict(message.content.array_records["arrays"].to_torch_state_dict())
         after, loss = trainer.train(state, int(cast(int, settings["server-round"])), client, bool(settings["bucketing"]))
-        metrics = MetricRecord({"num-examples": len(trainer.parts[client]), "train-loss": loss})
+        metrics = MetricRecord({"num-examples": len(trainer.parts[client]), "train-loss": loss, "client": client})
         return Message(RecordDict({"arrays": ArrayRecord(after), "metrics": metrics}), reply_to=message)
 
     return app
@@ -47,22 +47,30 @@ def idle_app() -> ClientApp:
     return app
 
 
-def fedavg_round(grid: Grid, state: dict[str, Tensor], *, bucketing: bool = False) -> Round:
-    """Return one round of Flower's FedAvg over all nodes."""
-    nodes = len(list(grid.get_node_ids()))
-    strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=nodes, min_available_nodes=nodes)
-    arrays = ArrayRecord(state)
+class FedAvgRound:
+    """One round of Flower's FedAvg over all nodes (see `contenders.Federation`)."""
 
-    def work(number: int) -> None:
-        nonlocal arrays
-        messages = strategy.configure_train(number, arrays, ConfigRecord({"bucketing": bucketing}), grid)
-        replies = list(grid.send_and_receive(messages))
-        failed = [reply.error.reason for reply in replies if reply.has_error()]
-        if failed or len(replies) != nodes:
-            raise RuntimeError(f"Flower's simulation: {len(replies)} replies from {nodes} clients; {failed[:1]}")
-        arrays = strategy.aggregate_train(number, replies)[0] or arrays
+    def __init__(self, grid: Grid, state: dict[str, Tensor], *, bucketing: bool = False) -> None:
+        self.grid, self.bucketing = grid, bucketing
+        self._nodes = len(list(grid.get_node_ids()))
+        self.strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=self._nodes, min_available_nodes=self._nodes)
+        self._arrays, self._replies = ArrayRecord(state), list[Message]()
 
-    return work
+    def __call__(self, number: int) -> None:
+        config = ConfigRecord({"bucketing": self.bucketing})
+        messages = self.strategy.configure_train(number, self._arrays, config, self.grid)
+        self._replies = list(self.grid.send_and_receive(messages))
+        failed = [reply.error.reason for reply in self._replies if reply.has_error()]
+        if failed or len(self._replies) != self._nodes:
+            raise RuntimeError(f"Flower's simulation: {len(self._replies)} replies from {self._nodes} clients; {failed[:1]}")
+        self._arrays = self.strategy.aggregate_train(number, self._replies)[0] or self._arrays
+
+    def state(self) -> dict[str, Tensor]:
+        return dict(self._arrays.to_torch_state_dict())
+
+    def losses(self) -> dict[int, float]:
+        metrics = [reply.content.metric_records["metrics"] for reply in self._replies]
+        return {int(cast(int, own["client"])): float(cast(float, own["train-loss"])) for own in metrics}
 
 
 def in_simulation(app: ClientApp, clients: int, cores: int, actor_cores: int, body: Callable[[Grid], None]) -> None:

@@ -6,13 +6,19 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from fedlora.files import write_atomic
 from fedlora.runs.environment import environment
+
+FIELD = ("torch", "transformers", "peft", "flwr", "ray", "pfl", "sionna-no-rt", "mobile-env")
+"""What fedlora is measured against, and with."""
 
 
 @dataclass
@@ -78,18 +84,76 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(head), line(rule), *map(line, rows)])
 
 
-def save(path: Path | None, results: dict[str, Any]) -> None:
-    """Write results with what they were measured on as JSON; None writes nothing."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"environment": environment(), **results}, indent=1) + "\n", encoding="utf-8")
+def compared(
+    against: str,
+    work: str,
+    unit: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    times: Sequence[float] | None,
+    check: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Return one comparison as the summary of all benchmarks lists it (`run.py`).
+
+    Args:
+        against: Who fedlora is beside.
+        work: What both did.
+        unit: Of the figures, more is better.
+        ours: fedlora's figures, one per turn.
+        theirs: The other's, of the same turns.
+        times: How many times as fast fedlora is, one per turn; None: the figures' ratios.
+        check: The largest differences between what the two computed; None where they compute different things.
+    """
+    if times is None:
+        times = [left / right for left, right in zip(ours, theirs, strict=True)]
+    figures = {"ours": list(ours), "theirs": list(theirs), "times": list(times)}
+    return {"against": against, "work": work, "unit": unit, **figures, "check": check}
+
+
+def save(
+    path: Path | None,
+    results: dict[str, Any],
+    comparisons: Sequence[dict[str, Any]] = (),
+    left_out: dict[str, str] | None = None,
+) -> None:
+    """Write results with what they were measured on as JSON; None writes nothing.
+
+    Args:
+        path: Where to.
+        results: All that was measured.
+        comparisons: What of it the summary lists (see `compared`).
+        left_out: Who could not be measured, and why.
+    """
+    if path is None:
+        return
+    content = {"environment": measured_on(), "comparisons": list(comparisons), "left_out": left_out or {}, **results}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(content, indent=1) + "\n", "measure again")
+
+
+def versions(names: Sequence[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def machine() -> str:
     """Return one line that says what the figures were measured on."""
+    return described(measured_on())
+
+
+def measured_on() -> dict[str, Any]:
+    """Return fedlora's record of an environment, with the versions of those that it is measured against."""
     found = environment()
-    versions = ", ".join(
-        f"{name} {found['packages'].get(name, '-')}" for name in ("torch", "transformers", "peft", "flwr", "ray")
-    )
+    found["packages"] |= versions(FIELD)
+    return found
+
+
+def described(found: dict[str, Any]) -> str:
+    """Return an environment in one line."""
+    named = ", ".join(f"{name} {found['packages'][name]}" for name in FIELD if name in found["packages"])
     hardware = f"{found['cpu']}, {found['cores']} cores, {found['memory_gib']} GiB"
-    return f"{hardware}; Python {found['python']}, {versions}; commit {found['commit']}"
+    return f"{hardware}; Python {found['python']}, {named}; commit {found['commit']}"

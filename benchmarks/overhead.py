@@ -26,25 +26,26 @@ os.environ |= {
 }
 
 import torch
-from contenders import Round, fedlora_round
-from flower_ray import fedavg_round, idle_app, in_simulation
+from contenders import FedloraRound, Round
+from flower_ray import FedAvgRound, idle_app, in_simulation
 from flwr.serverapp import Grid
-from measure import Timings, machine, save, span, table, timed
+from measure import Timings, compared, machine, save, span, table, timed
 
 from fedlora.config import TrainingConfig, parse_config
 from fedlora.federation import client
 from fedlora.federation.workbench import Workbench, build
 from fedlora.training.backbone import Backbone
 from fedlora.training.batches import Prepared
-from fedlora.training.local import Job, Outcome
+from fedlora.training.local import Job, Outcome, Penalty
 
 # Name -> (sites, rank): float32 numbers of all factors and the head make up the size.
 PAYLOADS = {"16KB": (["layer.0.attention.self.query"], 2), "16MB": (["re:.*layer.*(query|key|value|dense)"], 96)}
 CLIENTS = 8
+OURS, RAY = "fedlora, broadcast", "Flower+Ray, bare"
 
 
 def train_nothing(
-    backbone: Backbone, prepared: Prepared, jobs: Sequence[Job], config: TrainingConfig, size: int
+    backbone: Backbone, prepared: Prepared, jobs: Sequence[Job], config: TrainingConfig, size: int, penalty: Penalty | None = None
 ) -> list[Outcome]:
     """Stand in for `train_in_chunks`: every client ends where it started."""
     outcomes = []
@@ -86,7 +87,7 @@ def ours(payload: str, downlink: str, rounds: int) -> tuple[Timings, int]:
     """Return (timings of fedlora's round without training, bytes of a client's payload)."""
     bench = make_bench(payload, downlink)
     bytes_up = 4 * bench.backbone.layout.size
-    return repeat(fedlora_round(bench), rounds), bytes_up
+    return repeat(FedloraRound(bench), rounds), bytes_up
 
 
 def flowers(payload: str, rounds: int) -> Timings:
@@ -96,7 +97,7 @@ def flowers(payload: str, rounds: int) -> Timings:
     found: list[Timings] = []
 
     def body(grid: Grid) -> None:
-        found.append(repeat(fedavg_round(grid, state), rounds, with_children=True))
+        found.append(repeat(FedAvgRound(grid, state), rounds, with_children=True))
 
     in_simulation(idle_app(), CLIENTS, os.cpu_count() or 1, 1, body)
     return found[0]
@@ -104,7 +105,7 @@ def flowers(payload: str, rounds: int) -> Timings:
 
 def profile(payload: str) -> None:
     """Print where fedlora's round spends its time."""
-    work = fedlora_round(make_bench(payload))
+    work = FedloraRound(make_bench(payload))
     work(1)
     profiler = cProfile.Profile()
     profiler.enable()
@@ -128,18 +129,20 @@ def main() -> None:
         profile(options.profile)
         return
     print(machine() + "\n", flush=True)
-    rows, results = [], list[dict[str, Any]]()
+    rows, results, beside = [], list[dict[str, Any]](), list[dict[str, Any]]()
     for payload in PAYLOADS:
         found = {f"fedlora, {downlink}": ours(payload, downlink, options.rounds)[0] for downlink in ("broadcast", "sliced")}
         if not options.no_ray:
-            found["Flower+Ray, bare"] = flowers(payload, options.rounds)
+            found[RAY] = flowers(payload, options.rounds)
+            broadcast, bare = ([CLIENTS / seconds for seconds in found[name].wall] for name in (OURS, RAY))
+            beside.append(compared(RAY, f"{payload} to a client and back, no training", "clients/s", broadcast, bare, None, None))
         for name, timings in found.items():
             wall, cpu = ([1000 * seconds / CLIENTS for seconds in values] for values in (timings.wall, timings.cpu))
             rows.append([name, payload, span(wall), span(cpu)])
             results.append({"contender": name, "payload": payload, "clients": CLIENTS, **vars(timings)})
     print(f"{CLIENTS} clients a round; medians (smallest-largest) per client.\n")
     print(table(["", "payload each way", "wall ms", "CPU ms"], rows))
-    save(options.out, {"rows": results})
+    save(options.out, {"rows": results}, beside, {RAY: "it was not asked for"} if options.no_ray else {})
 
 
 if __name__ == "__main__":
