@@ -1,16 +1,20 @@
-"""Write the references of all keys, docs/run-file.md and docs/world-options.md, from the code: `python docs/reference.py`."""
+"""Write the references of keys, commands and logs from the code: `python docs/reference.py`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
+from typer.main import get_command
 
+from fedlora.cli import app
 from fedlora.config import RunConfig
+from fedlora.errors import ExitCode
+from fedlora.runs import fields
 from fedlora_envs.config import WorldConfig
 from fedlora_envs.federated import FederatedConfig
 from fedlora_envs.remote import RemoteConfig
@@ -29,7 +33,9 @@ def run_file() -> str:
         "# The run file",
         "",
         "Every key, its values, its default and what it means. Written from the code by `python docs/reference.py`; a test keeps",
-        "the two equal. Any key can be overridden on the command line as `key=value`, for example `training.lr=0.001`.",
+        "the two equal. Any key can be overridden on the command line as `key=value`, for example `training.lr=0.001`. Keys of",
+        "`adapter` and `server` that were changed and that the chosen adapter or server optimiser does not read are noted before",
+        "the run.",
         "",
     ]
     return "\n".join([*lines, *_tables("Run", RunConfig)])
@@ -72,11 +78,112 @@ def policy_options() -> str:
     return "\n".join([*lines, *(line for title, section in sections for line in _table(title, section, ""))])
 
 
+def commands() -> str:
+    """Return the page of the command line."""
+    lines = [
+        "# The command line",
+        "",
+        "Every command with its arguments and options. Written from the code by `python docs/reference.py`; a test keeps the two",
+        "equal. Commands of other packages (entry-point group `fedlora.commands`) join the list where they are installed.",
+        "",
+        "`fedlora --debug COMMAND ...` shows the traceback behind an error; `fedlora --install-completion` sets up the shell.",
+        "",
+        "## Exit codes",
+        "",
+        _exit_codes(),
+    ]
+    return "\n".join([*lines, *_commands("fedlora", get_command(app))])
+
+
+def run_folder() -> str:
+    """Return the page of the run folder, whose tables of columns are the code's."""
+    text = (HERE / "run-folder.md").read_text(encoding="utf-8")
+    for name in ("METRICS", "WORLD_METRICS", "NODE_METRICS", "CLIENTS", "REPLY_COLUMNS", "WORLD_COLUMNS", "NODE_COLUMNS"):
+        text = _with(text, f"{name} of fedlora/runs/fields.py", _columns(getattr(fields, name)))
+    return text
+
+
+def shell() -> str:
+    """Return the page of the shell, whose table of exit codes is the code's."""
+    text = (HERE / "shell.md").read_text(encoding="utf-8")
+    return _with(text, "ExitCode of fedlora/errors.py", _exit_codes())
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "run-file.md": run_file,
     "world-options.md": world_options,
     "policy-options.md": policy_options,
+    "cli.md": commands,
+    "run-folder.md": run_folder,
+    "shell.md": shell,
 }
+
+
+def _with(text: str, name: str, table: str) -> str:
+    """Return a page with the table between the comment `name` and the comment "end" written anew."""
+    begin, end = f"<!-- {name} -->\n", "<!-- end -->"
+    before, after = text.split(begin)
+    return before + begin + table + after[after.index(end) :]
+
+
+def _columns(columns: Mapping[str, fields.Column]) -> str:
+    rows = [f"| `{name}` | {column.unit} | {column.meaning} |" for name, column in columns.items()]
+    return "\n".join(["| field | unit | meaning |", "| --- | --- | --- |", *rows, ""])
+
+
+def _exit_codes() -> str:
+    rows = [f"| {code.value} | {code.meaning} |" for code in ExitCode]
+    return "\n".join(["| code | meaning |", "| --- | --- |", *rows, ""])
+
+
+def _commands(path: str, command: Any) -> Iterator[str]:
+    """Yield the sections of a command and of those below it, in the order of their names."""
+    with command.make_context(path, [], resilient_parsing=True) as context:
+        names = command.list_commands(context) if hasattr(command, "list_commands") else []
+        below = {name: command.get_command(context, name) for name in sorted(names)}
+        if not below:
+            yield from [f"## {path}", "", f"`{_usage(path, command, context)}`", "", *_help(command), *_parameters(command)]
+    for name, one in below.items():
+        if not one.hidden:
+            yield from _commands(f"{path} {name}", one)
+
+
+def _usage(path: str, command: Any, context: Any) -> str:
+    return " ".join([path, *command.collect_usage_pieces(context)])
+
+
+def _help(command: Any) -> list[str]:
+    paragraphs = re.split(r"\n\s*\n", (command.help or "").strip())
+    return [line for paragraph in paragraphs for line in (" ".join(paragraph.split()), "")]
+
+
+def _parameters(command: Any) -> list[str]:
+    rows = []
+    for one in command.params:
+        if getattr(one, "hidden", False) or one.name == "help":
+            continue
+        if one.param_type_name == "argument":
+            if one.help:
+                rows.append(f"| `{one.metavar or one.name}` | | {one.help} |")
+            continue
+        names = ", ".join(f"`{name}`" for name in (*one.opts, *one.secondary_opts))
+        kind = "" if one.is_flag else f" {_kind(one)}"
+        help = (one.help or "").replace("<", "&lt;")
+        rows.append(f"| {names}{kind} | {_default(one.default)} | {help} |")
+    return ["| | default | |", "| --- | --- | --- |", *rows, ""] if rows else []
+
+
+def _default(value: Any) -> str:
+    if value is None or value is False or value is ... or value == "" or callable(value):
+        return ""
+    return "on" if value is True else f"`{getattr(value, 'value', value)}`"
+
+
+def _kind(option: Any) -> str:
+    choices = getattr(option.type, "choices", None)
+    if choices:
+        return " or ".join(f"`{getattr(choice, 'value', choice)}`" for choice in choices)
+    return f"`{option.metavar or option.type.name.upper().removesuffix(' RANGE')}`"
 
 
 def _tables(title: str, root: type[BaseModel]) -> list[str]:
@@ -102,6 +209,9 @@ def _values(annotation: Any) -> str:
     choices = [choice for choice in get_args(annotation) if isinstance(choice, str)]
     if choices:
         return ", ".join(f"`{choice}`" for choice in choices)
+    inner = [choice for one in get_args(annotation) for choice in get_args(one) if isinstance(choice, str)]
+    if inner and str(annotation).startswith("list"):
+        return "list of " + ", ".join(f"`{choice}`" for choice in inner)
     text = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
     words = {
         "str": "text",

@@ -17,7 +17,7 @@ from fedlora_policies.training import TrainConfig
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_reference_of_keys_is_the_codes_own() -> None:
+def test_the_references_are_the_codes_own() -> None:
     spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -26,6 +26,9 @@ def test_the_reference_of_keys_is_the_codes_own() -> None:
         "run-file.md": [RunConfig],
         "world-options.md": [WorldConfig],
         "policy-options.md": [TrainConfig, PlusConfig, RemoteConfig],
+        "cli.md": [],
+        "run-folder.md": [],
+        "shell.md": [],
     }
     assert roots.keys() == module.PAGES.keys()
     for name, write in module.PAGES.items():
@@ -48,6 +51,7 @@ def test_links_between_pages_lead_somewhere() -> None:
         ROOT / "README.md",
         *(page for folder in ("docs", "experiments", "benchmarks") for page in (ROOT / folder).rglob("*.md")),
     ]
+    pages = [page for page in pages if ".venv" not in page.parts]
     assert len(pages) > 4
     for page in pages:
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):

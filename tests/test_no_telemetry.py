@@ -6,6 +6,7 @@ controls show that the watch sees what it should: the same runs with Flower's te
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -64,6 +65,15 @@ class TestLockedIn:
         command = [sys.executable, "-m", "fedlora", "simulate", *ground.overrides("rounds=1"), "--out", "run"]
         report = run_inside(command, tmp_path, bare_environment())
         assert (report.code, report.packets) == (0, []), report.printed
+
+    @pytest.mark.parametrize("tracker", ["wandb", "mlflow"])
+    def test_with_a_tracker_that_stays_here(self, tracker: str, ground: Ground, tmp_path: Path) -> None:
+        pytest.importorskip(tracker)
+        here = {"WANDB_MODE": "offline", "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'them.db'}"}
+        command = [sys.executable, "-m", "fedlora", "simulate", *ground.overrides("rounds=1"), "--log", tracker, "--out", "run"]
+        report = run_inside(command, tmp_path, bare_environment(**here))
+        assert (report.code, report.packets) == (0, []), report.printed
+        assert list(json.loads((tmp_path / "run" / "trackers.json").read_text())) == [tracker], report.printed
 
     def test_simulate_on_ray_from_python(self, ground: Ground, tmp_path: Path) -> None:
         few = ground.overrides("rounds=1", "clients=2", "clients_per_round=2", "engine=ray", "ray.num_cpus=1")
