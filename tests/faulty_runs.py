@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import psutil
 
 from deployments import Command, Deployment, deployment, wait_until
+from fedlora.deploy.deploy_folder import DeployFolder
 from relays import Relay
 
 PATIENCE_S = 300.0
@@ -58,10 +60,11 @@ class FaultyRun:
 
     Args:
         lab: The deployment.
+        scratch: What its nodes take for the device's folder of temporary files; its path is short, as a socket's must be.
     """
 
-    def __init__(self, lab: Deployment) -> None:
-        self.lab, self.out = lab, lab.folder / "run"
+    def __init__(self, lab: Deployment, scratch: Path) -> None:
+        self.lab, self.out, self.scratch = lab, lab.folder / "run", scratch
         port = int(lab.node_commands()[0][2].rpartition(":")[2])
         self.relays = [Relay(port) for _ in range(lab.nodes)]
         self.nodes: dict[int, Command] = {}
@@ -77,7 +80,8 @@ class FaultyRun:
         """Start a node; what it is given to stays the same for its later lives."""
         self.wrappers[number] = wrapper or self.wrappers.get(number, ())
         here = ["--superlink", f"localhost:{self.relays[number].port}", "--poll-s", "0.2", *more]
-        self.nodes[number] = self.lab.start_node(number, None, *here, wrapper=self.wrappers[number])
+        own = ["env", f"TMPDIR={self.scratch}", *self.wrappers[number]]
+        self.nodes[number] = self.lab.start_node(number, None, *here, wrapper=own)
         self.lab.running.append(self.nodes[number])
         self.said[number] = Lines(self.nodes[number].files[0])
 
@@ -97,6 +101,16 @@ class FaultyRun:
 
         wait_until(there, 60, module)
         return found[0]
+
+    def messages(self, node: int) -> list[psutil.Process]:
+        """Return the processes of the messages that a node works on, oldest first: those forked for them."""
+        found = []
+        for child in psutil.Process(self.nodes[node].process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                parent = child.parent()
+                if parent is not None and "forkserver" in " ".join(parent.cmdline()):
+                    found.append(child)
+        return sorted(found, key=lambda child: child.create_time())
 
     def rows(self, log: str = "clients") -> list[dict[str, Any]]:
         """Return the rows of clients.jsonl, or of another log, so far."""
@@ -148,14 +162,14 @@ class FaultyRun:
 
     @contextlib.contextmanager
     def in_the_middle(self, node: int) -> Iterator[int]:
-        """A round in which all but one node have replied, and that one has its message and is stopped; it goes on after that."""
-        trainer = self.trainer(node)
+        """A round that waits for one node only, which has its message and is stopped; it goes on after that."""
+        trainer, name = self.trainer(node), DeployFolder.open(self.lab.path).registered()[f"node-{node}"]
         trainer.suspend()
         try:
-            wait_until(lambda: self.lab.status.asked - self.lab.status.replies == 1, 60, "a round that waits for one")
-            number = self.round
-            time.sleep(2.0)  # the message has reached the node's client app by now
-            yield number
+            wait_until(lambda: self.lab.status.waiting == [name], PATIENCE_S, f"a round that waits for node {node} only")
+            wait_until(lambda: self.messages(node), 60, f"a message at node {node}")
+            time.sleep(2.0)  # its process has been to the trainer by now
+            yield self.round
         finally:
             with contextlib.suppress(psutil.Error):
                 trainer.resume()
@@ -178,9 +192,9 @@ class FaultyRun:
 @contextlib.contextmanager
 def faulty_run(folder: Path, settings: list[str], nodes: int) -> Iterator[FaultyRun]:
     """A run whose processes end with the block; nothing is started yet."""
-    with deployment(folder, settings, nodes) as lab:
+    with tempfile.TemporaryDirectory(prefix="faulty-") as scratch, deployment(folder, settings, nodes) as lab:
         lab.hand_out()
-        made = FaultyRun(lab)
+        made = FaultyRun(lab, Path(scratch))
         try:
             yield made
         finally:

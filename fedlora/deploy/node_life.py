@@ -34,11 +34,13 @@ def scratch_folder() -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a node that lives holds it
             shutil.rmtree(other, ignore_errors=True)
     with disk_errors(Path(tempfile.gettempdir())):
-        folder = Path(tempfile.mkdtemp(prefix=_SCRATCH))
-        lock = (folder / "lock").open("w")
+        # Its name comes with the lock: another node that starts now would take it for a dead one's.
+        made = Path(tempfile.mkdtemp(prefix=f".{_SCRATCH}"))
+        lock = (made / "lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = made.rename(made.with_name(made.name.removeprefix(".")))
     try:
         with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,15 +113,16 @@ def test_a_server_that_is_out_of_reach_for_longer_than_a_node_waits_at_its_start
 
 def test_a_supernode_that_is_killed_in_a_round(run: FaultyRun) -> None:
     told = fault_cases.supernode_killed(run)
-    assert told.status.startswith("failed: ") and told.noticed_s < 100
+    # Flower says that it is offline after a minute, unless its successor comes first, which is sent the message once more.
+    assert (told.status == "ok" or told.status.startswith("failed: ")) and told.noticed_s < 100
     assert "the SuperNode was ended by signal 9; starting another" in run.nodes[1].out
 
 
 def test_a_node_that_is_killed_in_a_round_leaves_nothing_that_its_successor_does_not_clear(run: FaultyRun) -> None:
-    folders = set(Path(tempfile.gettempdir()).glob("fedlora-node-*"))
     told = fault_cases.node_killed(run)
-    assert told.status.startswith("failed: ") and told.noticed_s < 100
-    assert len(set(Path(tempfile.gettempdir()).glob("fedlora-node-*")) - folders) <= 1
+    assert told.status.startswith("failed: ") and told.noticed_s < 30
+    living = [node for node in run.nodes.values() if node.process.poll() is None]
+    assert len(living) == 3 and len(list(run.scratch.glob("fedlora-node-*"))) == 3
 
 
 def test_a_superlink_that_is_killed(run: FaultyRun) -> None:
