@@ -45,6 +45,7 @@ def init(
 ) -> None:
     """Make the folder of a deployment: Flower app, certificates, keys, systemd units, and a README with the exact commands."""
     from fedlora.deploy.deploy_folder import DeployFolder, free_port
+    from fedlora.federation.workbench import check_combination
     from fedlora.runs.folder import refuse_taken
 
     refuse_taken(folder, "DIR")
@@ -59,6 +60,7 @@ def init(
             f"clients_per_round={min(config.clients_per_round, count)}",
         ]
     )
+    check_combination(config)  # rather now than once devices have their keys
     made = DeployFolder.create(folder, host or _ask_hosts(), count, config, bind, port or free_port(bind))
     typer.echo(f"deployment of {count} nodes at {made.address}: {folder}\nnext: {folder / 'README.md'}")
 

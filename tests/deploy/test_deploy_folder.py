@@ -58,6 +58,19 @@ def test_a_run_file_says_how_many_nodes(tmp_path: Path) -> None:
     assert load_config(folder.run_file).clients_per_round == 2
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("policy.name=greedi", "unknown policy 'greedi'. Did you mean 'greedy'?"),
+        ("aggregator.options.f=1", "aggregator.options do not fit aggregator.method = "),
+        ("world.name=umi-indor", "unknown world 'umi-indor'. Did you mean 'umi-indoor'?"),
+    ],
+)
+def test_a_run_that_no_server_could_serve(tmp_path: Path, change: str, message: str) -> None:
+    done = fedlora_command(["deploy", "init", "lab", change, "--host", "localhost"], tmp_path)
+    assert done.code == 2 and done.error.startswith(message) and list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("hosts", "bind"), [(["localhost"], "127.0.0.1"), (["127.0.0.1", "server"], "0.0.0.0")])
 def test_it_listens_where_it_must(tmp_path: Path, hosts: list[str], bind: str) -> None:
     assert _make(tmp_path / "lab", *hosts).server.bind == bind
