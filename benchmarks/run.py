@@ -1,7 +1,7 @@
 """fedlora beside what one would use instead: runs the benchmarks one after the other and gathers them in one table.
 
     make bench                 short: one case of each, two minutes on two idle cores
-    make bench FULL=1          full, for publishing: about half an hour
+    make bench FULL=1          full, for publishing: 17 minutes there
     make bench ARGS=--tiny     whether everybody still runs, and all compute the same; its times say nothing
 
 Results go to `runs/bench/` (`--out`), in a folder named after the size: JSON of each part, and `summary.json` and `summary.md` of
