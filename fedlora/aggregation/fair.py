@@ -3,8 +3,8 @@
 Bian et al. 2024 (arXiv 2411.14961): delta B = argmin 1 - cos(W, (mean(B) + delta B) mean(A)) + lambda |delta B|^2 with W the mean
 of the clients' updates, by gradient descent. The cosine's curvature goes with 1 / |mean(B)|^2, so the step goes with |mean(B)|^2
 below 1, and is halved where it would make the objective worse: with the paper's fixed step a B that had hardly left zero grew
-thousandfold. Clients go on from mean(A) and mean(B) + delta B; the message is FedIT's. Loss and
-gradient need products of r x r and out x r only: W is never formed. Mixed ranks, per component over their clients, are ours.
+thousandfold. Clients go on from mean(A) and mean(B) + delta B; the message is FedIT's. Loss and gradient need products of r x r
+and out x r only: W is never formed. Mixed ranks, per component over their clients, are ours.
 """
 
 from __future__ import annotations

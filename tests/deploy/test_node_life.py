@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 from pathlib import Path
@@ -23,6 +24,20 @@ def test_folders_of_killed_nodes_are_cleared_and_those_of_others_stay(tmp_path: 
             assert sorted(tmp_path.iterdir()) == sorted([first, second, strange])
         assert first.stat().st_mode & 0o777 == 0o700
     assert list(tmp_path.iterdir()) == [strange]
+
+
+def test_a_folder_has_no_name_before_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a node that starts between the two takes it for a dead one's, and removes it."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    lock, before = fcntl.flock, []
+
+    def look(*arguments: int) -> None:
+        before.append(list(tmp_path.glob("fedlora-node-*")))
+        lock(*arguments)
+
+    monkeypatch.setattr("fcntl.flock", look)
+    with scratch_folder() as folder:
+        assert before == [[]] and list(tmp_path.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
